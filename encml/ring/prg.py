@@ -1,0 +1,53 @@
+"""The keyed generator of masks: AES-128 in counter mode.
+
+Two parties that hold the same key draw the same masks without talking, as long as they draw the same amounts in
+the same order. A stream never rewinds, so no mask is used twice under a key.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+
+import numpy as np
+import torch
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from torch import Tensor
+
+KEY_BYTES = 16
+_ZEROS = bytes(1 << 16)
+
+
+def fresh_key() -> bytes:
+    """A new AES-128 key from the operating system's generator."""
+    return os.urandom(KEY_BYTES)
+
+
+class KeyStream:
+    """An endless pseudo-random stream under one key; each draw takes the next bytes.
+
+    Source: NIST SP 800-38A, section 6.5 (CTR), the counter starting at zero; a key is used for one stream only.
+    """
+
+    __slots__ = ("_encryptor",)
+
+    def __init__(self, key: bytes) -> None:
+        if len(key) != KEY_BYTES:
+            raise ValueError(f"a mask key has {KEY_BYTES} bytes, found {len(key)}")
+        self._encryptor = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
+
+    def __repr__(self) -> str:
+        return "KeyStream(...)"
+
+    def fill(self, out: memoryview) -> None:
+        """Overwrite ``out`` (bytes) with the next len(out) bytes of the stream."""
+        for start in range(0, len(out), len(_ZEROS)):
+            part = out[start : start + len(_ZEROS)]
+            self._encryptor.update_into(memoryview(_ZEROS)[: len(part)], part)
+
+    def words(self, shape: tuple[int, ...], dtype: torch.dtype = torch.int64) -> Tensor:
+        """A tensor of ``shape`` whose integers are uniform over the whole range of ``dtype``."""
+        out = torch.empty(math.prod(shape), dtype=dtype)
+        if out.numel():
+            self.fill(memoryview(out.numpy().view(np.uint8)))
+        return out.view(shape)
