@@ -49,5 +49,5 @@ class KeyStream:
         """A tensor of ``shape`` whose integers are uniform over the whole range of ``dtype``."""
         out = torch.empty(math.prod(shape), dtype=dtype)
         if out.numel():
-            self.fill(memoryview(out.numpy().view(np.uint8)))
+            self.fill(out.numpy().view(np.uint8).data)
         return out.view(shape)

@@ -1,0 +1,196 @@
+"""The three parties as protocols see them: which live here, the masks they share, the wire between them.
+
+Replicated secret sharing over Z_2^64 (Araki et al. 2016): x = x0 + x1 + x2, party i holds x_i and x_{i+1} (indices
+modulo 3), so any one party's view is uniformly random and any two parties know x.
+
+Two layouts, both with one leading axis in front of the logical shape:
+
+* a *payload* (S, *shape) holds the shares known in this process: all three in the in-process session, (x_r, x_{r+1})
+  in the process of party r;
+* *rows* (P, *shape) hold one additive term z_i for each party that lives here, x = z0 + z1 + z2: what a local
+  multiplication gives, before it is reshared.
+
+A protocol is written once over these axes. Steps in which parties differ name shares by index (``share``) and get
+None for what is not known here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from encml.errors import ProtocolError
+from encml.net.ledger import Ledger
+from encml.net.transport import PARTIES, Message, Transport
+from encml.ring.prg import KEY_BYTES, KeyStream, fresh_key
+
+
+class Parties:
+    """The parties of one session that live in this process.
+
+    Setup agrees on the pairwise mask keys over the transport: 1 round, 16 bytes a party. Stream i is known to
+    parties i and i + 1, the two that hold share i + 1. ``seed`` makes the masks reproducible, for tests and
+    benchmarks only; without it the keys come from the operating system.
+    """
+
+    def __init__(self, transport: Transport, seed: int | None = None) -> None:
+        self.net = transport
+        self.local = transport.local
+        self.here = len(transport.local)
+        keys = [fresh_key() if seed is None else _test_key(seed, rank) for rank in self.local]
+        own = torch.tensor([list(key) for key in keys], dtype=torch.uint8)
+        received = transport.rotate(own, +1, "setup")
+        self._streams: dict[int, KeyStream] = {}
+        for row, rank in enumerate(self.local):
+            self._streams.setdefault(rank, KeyStream(bytes(own[row].tolist())))
+        if self.here == 1:
+            self._streams[(self.local[0] - 1) % PARTIES] = KeyStream(bytes(received[0].tolist()))
+        self._lead = 0
+
+    def __repr__(self) -> str:
+        return f"Parties(local={self.local})"
+
+    @property
+    def ledger(self) -> Ledger:
+        """Rounds and bytes of this session."""
+        return self.net.ledger
+
+    @property
+    def shares_here(self) -> int:
+        """S: how many of the three shares are known in this process."""
+        return PARTIES if self.here == PARTIES else 2
+
+    def plays(self, rank: int) -> bool:
+        """Whether party ``rank`` (modulo 3) lives in this process."""
+        return rank % PARTIES in self.local
+
+    def next_lead(self) -> int:
+        """The party that plays the first role in the next asymmetric protocol; takes turns to balance the load."""
+        self._lead = (self._lead + 1) % PARTIES
+        return self._lead
+
+    # Masks ---------------------------------------------------------------------------------------------------
+
+    def common(self, stream: int, shape: Sequence[int], dtype: torch.dtype = torch.int64) -> Tensor | None:
+        """The next mask that parties ``stream`` and ``stream + 1`` share; None where neither lives here."""
+        source = self._streams.get(stream % PARTIES)
+        return None if source is None else source.words(tuple(shape), dtype)
+
+    def zero(self, shape: Sequence[int]) -> Tensor:
+        """Rows (P, *shape) that are uniform but add up to zero over the three parties; no communication."""
+        own, previous = self._mask_rows(shape)
+        return own.sub_(previous)
+
+    def zero_bits(self, shape: Sequence[int]) -> Tensor:
+        """Rows (P, *shape) that are uniform but XOR to zero over the three parties; no communication."""
+        own, previous = self._mask_rows(shape)
+        return own.bitwise_xor_(previous)
+
+    def _mask_rows(self, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+        shape = tuple(shape)
+        if self.here == PARTIES:
+            own = torch.empty((PARTIES, *shape), dtype=torch.int64)
+            for i in range(PARTIES):
+                own[i] = self._streams[i].words(shape)
+            return own, own.roll(1, 0)
+        rank = self.local[0]
+        own = self._streams[rank].words((1, *shape))
+        return own, self._streams[(rank - 1) % PARTIES].words((1, *shape))
+
+    # Layout --------------------------------------------------------------------------------------------------
+
+    def share(self, payload: Tensor, index: int) -> Tensor | None:
+        """Share x_index (modulo 3) of a payload, None if no party here knows it."""
+        index %= PARTIES
+        if self.here == PARTIES:
+            return payload[index]
+        position = (index - self.local[0]) % PARTIES
+        return payload[position] if position < 2 else None
+
+    def row(self, rank: int) -> int:
+        """The position of party ``rank`` on the party axis."""
+        return self.local.index(rank % PARTIES)
+
+    def assemble(self, shares: Sequence[Tensor | None], first: int = 0) -> Tensor:
+        """A payload from shares x_first, x_{first+1}, x_{first+2}, each known (or None) as in ``share``."""
+        indices = range(PARTIES) if self.here == PARTIES else (self.local[0], self.local[0] + 1)
+        return torch.stack([known(shares[(i - first) % PARTIES]) for i in indices])
+
+    def held(self, payload: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """(x_i, x_{i+1}) for every party i here, as views of the payload."""
+        return [(payload[i], payload[(i + 1) % len(payload)]) for i in range(self.here)]
+
+    # Resharing -----------------------------------------------------------------------------------------------
+
+    def reshare(self, rows: Tensor, operation: str) -> Tensor:
+        """Zero-masked additive rows (or XOR rows) to a payload: party i sends z_i to party i - 1.
+
+        1 round, 8 B per word and party. The rows must carry a fresh ``zero`` mask, else party i - 1 would learn
+        party i's local term (Araki et al. 2016, section 3.2).
+        """
+        received = self.net.rotate(rows, -1, operation)
+        return rows if self.here == PARTIES else torch.cat([rows, received])
+
+    def open_rows(self, rows: Tensor, operation: str) -> Tensor:
+        """Reveal the sum (*shape) of zero-masked additive rows to every party; 1 round, 16 B per word and party."""
+        everyone = [
+            Message(src, dst, rows[self.row(src)] if self.plays(src) else None, tuple(rows.shape[1:]), rows.dtype)
+            for src in range(PARTIES)
+            for dst in range(PARTIES)
+            if src != dst
+        ]
+        received = self.net.exchange(everyone, operation)
+        if self.here == PARTIES:
+            return rows.sum(0)
+        return sum((part for part in received if part is not None), rows[0])
+
+    def reshare_pair(
+        self,
+        first: int,
+        left: Tensor | None,
+        right: Tensor | None,
+        shape: Sequence[int],
+        operation: str,
+        *,
+        xor: bool = False,
+    ) -> Tensor:
+        """x = left + right (or XOR), known to party ``first`` and party ``first + 1``, to a fresh payload (S, *shape).
+
+        With p = first and PRG_i the stream of parties i and i + 1:
+            x_p     = PRG_{p-1}                              known to p - 1 and p
+            x_{p+2} = PRG_{p+1}                              known to p + 1 and p + 2
+            x_{p+1} = (left - x_p) + (right - x_{p+2})       p and p + 1 tell each other their bracket
+        1 round, 16 B per word in all, party p + 2 silent; each bracket is masked by a stream its receiver lacks.
+        """
+        shape = tuple(shape)
+        low, high = self.common(first - 1, shape), self.common(first + 1, shape)
+        ours = None if left is None else _remove(left, low, xor)
+        theirs = None if right is None else _remove(right, high, xor)
+        one, two = first % PARTIES, (first + 1) % PARTIES
+        to_two, to_one = self.net.exchange(
+            [Message(one, two, ours, shape, torch.int64), Message(two, one, theirs, shape, torch.int64)], operation
+        )
+        brackets = (ours, to_one) if ours is not None else (theirs, to_two)
+        middle: Tensor | None = None
+        if ours is not None or theirs is not None:
+            a, b = known(brackets[0]), known(brackets[1])
+            middle = a ^ b if xor else a + b
+        return self.assemble([low, middle, high], first)
+
+
+def known(share: Tensor | None) -> Tensor:
+    """A share that this process must hold at this step; its absence is a bug in a protocol."""
+    if share is None:
+        raise ProtocolError("a protocol step used a share that no party in this process holds")
+    return share
+
+
+def _remove(value: Tensor, mask: Tensor | None, xor: bool) -> Tensor:
+    return value ^ known(mask) if xor else value - known(mask)
+
+
+def _test_key(seed: int, rank: int) -> bytes:
+    return hashlib.sha256(f"encml test key {seed} {rank}".encode()).digest()[:KEY_BYTES]

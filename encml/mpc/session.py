@@ -1,0 +1,86 @@
+"""Sessions: three parties that compute together, and the one that is current."""
+
+from __future__ import annotations
+
+import logging
+from contextvars import ContextVar, Token
+from types import TracebackType
+
+from encml.errors import ConfigError
+from encml.mpc.parties import Parties
+from encml.net.ledger import Ledger
+from encml.net.local import LocalTransport
+from encml.net.transport import Transport
+from encml.ring.fixed import DEFAULT_FRACTION_BITS, MAX_FRACTION_BITS
+
+logger = logging.getLogger("encml")
+
+_current: ContextVar["Session | None"] = ContextVar("encml_session", default=None)
+_default: list["Session"] = []
+_warned: list[bool] = []
+
+
+class Session:
+    """Three computing parties and the fixed-point format they use.
+
+    Without a transport all three parties live in this process: the very protocol that separate processes run, with
+    every message counted, but no privacy. ``Session.from_cluster`` joins real parties. As a context manager the
+    session is the one that ``encml.share`` uses inside the block; on exit it is closed.
+
+    fraction_bits: f, 4 to 24; values are multiples of 2^-f with magnitude below 2^(62 - 2f).
+    seed: reproducible masks, for tests and benchmarks only.
+    """
+
+    def __init__(
+        self, transport: Transport | None = None, *, fraction_bits: int = DEFAULT_FRACTION_BITS, seed: int | None = None
+    ) -> None:
+        if not 4 <= fraction_bits <= MAX_FRACTION_BITS:
+            raise ConfigError(f"fraction_bits: found {fraction_bits}, allowed 4 to {MAX_FRACTION_BITS}")
+        if transport is None:
+            transport = LocalTransport()
+            _say_once_that_in_process_is_not_private()
+        self.fraction_bits = fraction_bits
+        self.parties = Parties(transport, seed)
+        self._tokens: list[Token[Session | None]] = []
+
+    def __repr__(self) -> str:
+        return f"Session(parties here: {self.parties.local}, fraction_bits={self.fraction_bits})"
+
+    @property
+    def ledger(self) -> Ledger:
+        """Rounds, bytes and seconds so far, by operation."""
+        return self.parties.ledger
+
+    def close(self) -> None:
+        """End the session; idempotent."""
+        self.parties.net.close()
+
+    def __enter__(self) -> Session:
+        self._tokens.append(_current.set(self))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        _current.reset(self._tokens.pop())
+        if not self._tokens:
+            self.close()
+
+
+def current_session() -> Session:
+    """The session of the innermost ``with`` block, else one in-process session made on first use."""
+    session = _current.get()
+    if session is not None:
+        return session
+    if not _default:
+        _default.append(Session())
+    return _default[0]
+
+
+def _say_once_that_in_process_is_not_private() -> None:
+    if not _warned:
+        _warned.append(True)
+        logger.warning(
+            "in-process session: all three parties live in this process, so nothing is hidden from it; "
+            "use Session.from_cluster for real parties"
+        )
