@@ -14,31 +14,27 @@ Bilinear = Callable[[Tensor, Tensor], Tensor]
 
 
 def product(parties: Parties, f: Bilinear, x: Tensor, y: Tensor) -> Tensor:
-    """f(x, y) of two payloads, as zero-masked additive rows (P, *shape of f). No communication.
+    """f(x, y) of two payloads, as additive rows (P, *shape of f). No communication.
 
-    z_i = f(x_i, y_i + y_{i+1}) + f(x_{i+1}, y_i) + alpha_i,   alpha_0 + alpha_1 + alpha_2 = 0
-    (Araki et al. 2016, section 3.2; the sum over i has each of the nine cross terms once). Follow with
-    ``Parties.reshare`` (1 round, 8 B per output and party, whatever the inner dimension), or with a truncation.
+    z_i = f(x_i, y_i + y_{i+1}) + f(x_{i+1}, y_i)
+    (Araki et al. 2016, section 3.2; the sum over i has each of the nine cross terms once). z_i depends on party i's
+    shares and is not to be sent as it is: follow with ``Parties.reshare`` (1 round, 8 B per output and party,
+    whatever the inner dimension) or ``truncate_rows``, which mask it.
     """
     terms = [
         f(own_x, own_y + next_y) + f(next_x, own_y)
         for (own_x, next_x), (own_y, next_y) in zip(parties.held(x), parties.held(y), strict=True)
     ]
-    return torch.stack(terms) + parties.zero(terms[0].shape)
-
-
-def to_rows(parties: Parties, payload: Tensor) -> Tensor:
-    """A payload as additive rows, x_i for party i, a view. Not masked: only ever to be added to masked rows."""
-    return payload[: parties.here]
+    return torch.stack(terms)
 
 
 def and_bits(parties: Parties, x: Tensor, y: Tensor, operation: str) -> Tensor:
     """x AND y of two XOR-shared payloads of words. 1 round, 1 bit per gate and party.
 
-    z_i = (x_i & y_i) ^ (x_i & y_{i+1}) ^ (x_{i+1} & y_i) ^ alpha_i, then reshared (Araki et al. 2016, section 3.1).
+    z_i = (x_i & y_i) ^ (x_i & y_{i+1}) ^ (x_{i+1} & y_i), then masked and reshared (Araki et al. 2016, section 3.1).
     """
     terms = [
         (own_x & (own_y ^ next_y)) ^ (next_x & own_y)
         for (own_x, next_x), (own_y, next_y) in zip(parties.held(x), parties.held(y), strict=True)
     ]
-    return parties.reshare(torch.stack(terms) ^ parties.zero_bits(terms[0].shape), operation)
+    return parties.reshare_bits(torch.stack(terms), operation)

@@ -126,26 +126,33 @@ class Parties:
     # Resharing -----------------------------------------------------------------------------------------------
 
     def reshare(self, rows: Tensor, operation: str) -> Tensor:
-        """Zero-masked additive rows (or XOR rows) to a payload: party i sends z_i to party i - 1.
+        """Additive rows to a payload: party i sends z_i + alpha_i to party i - 1. 1 round, 8 B per word and party.
 
-        1 round, 8 B per word and party. The rows must carry a fresh ``zero`` mask, else party i - 1 would learn
-        party i's local term (Araki et al. 2016, section 3.2).
+        Without the fresh mask alpha party i - 1 would learn party i's local term (Araki et al. 2016, section 3.2).
         """
-        received = self.net.rotate(rows, -1, operation)
-        return rows if self.here == PARTIES else torch.cat([rows, received])
+        return self._pass_back(self.zero(rows.shape[1:]).add_(rows), operation)
+
+    def reshare_bits(self, rows: Tensor, operation: str) -> Tensor:
+        """As ``reshare`` for words whose bits are XOR-shared over the rows."""
+        return self._pass_back(self.zero_bits(rows.shape[1:]).bitwise_xor_(rows), operation)
+
+    def _pass_back(self, masked: Tensor, operation: str) -> Tensor:
+        received = self.net.rotate(masked, -1, operation)
+        return masked if self.here == PARTIES else torch.cat([masked, received])
 
     def open_rows(self, rows: Tensor, operation: str) -> Tensor:
-        """Reveal the sum (*shape) of zero-masked additive rows to every party; 1 round, 16 B per word and party."""
+        """Reveal the sum (*shape) of additive rows, and nothing else, to every party; 1 round, 16 B per word and party."""
+        masked = self.zero(rows.shape[1:]).add_(rows)
         everyone = [
-            Message(src, dst, rows[self.row(src)] if self.plays(src) else None, tuple(rows.shape[1:]), rows.dtype)
+            Message(src, dst, masked[self.row(src)] if self.plays(src) else None, tuple(rows.shape[1:]), rows.dtype)
             for src in range(PARTIES)
             for dst in range(PARTIES)
             if src != dst
         ]
         received = self.net.exchange(everyone, operation)
         if self.here == PARTIES:
-            return rows.sum(0)
-        return sum((part for part in received if part is not None), rows[0])
+            return masked.sum(0)
+        return sum((part for part in received if part is not None), masked[0])
 
     def reshare_pair(
         self,

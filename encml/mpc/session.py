@@ -15,8 +15,8 @@ from encml.ring.fixed import DEFAULT_FRACTION_BITS, MAX_FRACTION_BITS
 
 logger = logging.getLogger("encml")
 
-_current: ContextVar["Session | None"] = ContextVar("encml_session", default=None)
-_default: list["Session"] = []
+_current: ContextVar[Session | None] = ContextVar("encml_session", default=None)
+_default: list[Session] = []
 _warned: list[bool] = []
 
 

@@ -29,12 +29,13 @@ MAX_SHIFT = 48
 
 
 def truncate_rows(parties: Parties, rows: Tensor, m: int, operation: str = "truncate") -> Tensor:
-    """Zero-masked additive rows (P, *shape) divided by 2^m, as a fresh payload. 3 rounds, 8.75 B an element at m <= 16.
+    """Additive rows (P, *shape) divided by 2^m, as a fresh payload. 3 rounds, 8.75 B an element at m <= 16.
 
-    Party p + 2 sends its masked z to party p + 1 together with c1, then as above.
+    Party p + 2 sends z_{p+2} + alpha_{p+2} to party p + 1 together with c1, then as above.
     """
     p = parties.next_lead()
     shape = tuple(rows.shape[1:])
+    rows = parties.zero(shape).add_(rows)
     last, middle = (p + 2) % PARTIES, (p + 1) % PARTIES
     z_last = rows[parties.row(last)].contiguous() if parties.plays(last) else None
     deal = _Deal(parties, p, rows[0].numel(), m)
