@@ -141,7 +141,7 @@ class Parties:
         return masked if self.here == PARTIES else torch.cat([masked, received])
 
     def open_rows(self, rows: Tensor, operation: str) -> Tensor:
-        """Reveal the sum (*shape) of additive rows, and nothing else, to every party; 1 round, 16 B per word and party."""
+        """Reveal the sum (*shape) of additive rows to every party; 1 round, 16 B per word and party."""
         masked = self.zero(rows.shape[1:]).add_(rows)
         everyone = [
             Message(src, dst, masked[self.row(src)] if self.plays(src) else None, tuple(rows.shape[1:]), rows.dtype)
