@@ -1,0 +1,17 @@
+"""Configuration: frozen, typed models, read from YAML files."""
+
+from encml.config.cluster import ClusterConfig, PartyConfig, load_cluster
+from encml.config.experiment import ExperimentConfig, load_experiment
+from encml.config.loading import Config, load_yaml
+from encml.config.overrides import with_overrides
+
+__all__ = [
+    "ClusterConfig",
+    "Config",
+    "ExperimentConfig",
+    "PartyConfig",
+    "load_cluster",
+    "load_experiment",
+    "load_yaml",
+    "with_overrides",
+]

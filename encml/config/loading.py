@@ -11,7 +11,7 @@ import difflib
 import json
 import re
 import types
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeGuard, TypeVar, Union, get_args, get_origin
 
@@ -84,14 +84,49 @@ def load_yaml(path: str | Path, model: type[M]) -> M:
     if not isinstance(data, dict):
         found = type(data).__name__
         raise ConfigError(f"{path}: expected 'key: value' lines at the top, found a {found}")
+
+    def locate(location: Sequence[int | str]) -> str:
+        node = tree
+        for step in location:
+            node = _child(node, step) or node
+        return f"{path}:{node.start_mark.line + 1}"
+
+    return check(data, model, str(path), locate)
+
+
+def parse_value(text: str) -> Any:
+    """One value by the same rules as a file's, for a command line; raises ConfigError where it is no valid YAML."""
+    loader = _Loader(text)
+    try:
+        return loader.get_single_data()
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{text!r} is not valid YAML: {getattr(error, 'problem', None) or error}") from None
+    finally:
+        loader.dispose()
+
+
+def check(
+    data: Mapping[str, Any],
+    model: type[M],
+    source: str,
+    locate: Callable[[Sequence[int | str]], str] | None = None,
+) -> M:
+    """Check values as strictly as ``load_yaml`` does; errors start with what
+    ``locate`` makes of their key, or with ``source``.
+
+    Raises ConfigError, listing all errors at once.
+    """
     try:
         document = json.dumps(data)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"{path}: only text, numbers, booleans, lists and mappings are allowed: {error}") from None
+        raise ConfigError(f"{source}: only text, numbers, booleans, lists and mappings are allowed: {error}") from None
     try:
         return model.model_validate_json(document, strict=True)
     except ValidationError as error:
-        lines = [_explain(path, tree, data, model, details) for details in error.errors(include_url=False)]
+        lines = [
+            _explain(locate or (lambda location: source), data, model, details)
+            for details in error.errors(include_url=False)
+        ]
         raise ConfigError("\n".join(lines)) from None
 
 
@@ -115,12 +150,11 @@ def _syntax_error(path: Path, error: yaml.YAMLError) -> str:
     return f"{where}: not valid YAML: {problem}"
 
 
-def _explain(path: Path, tree: yaml.Node, data: object, model: type[BaseModel], details: ErrorDetails) -> str:
+def _explain(
+    locate: Callable[[Sequence[int | str]], str], data: object, model: type[BaseModel], details: ErrorDetails
+) -> str:
     location = _in_file(details["loc"], data)
-    node = tree
-    for step in location:
-        node = _child(node, step) or node
-    where = f"{path}:{node.start_mark.line + 1}"
+    where = locate(location)
     key = _dotted(location)
     message, found = details["msg"].removeprefix("Value error, "), details["input"]
     if details["type"] == "extra_forbidden":

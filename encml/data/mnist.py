@@ -131,9 +131,7 @@ def _load_folder(raw: Path) -> MnistData:
         train, test = (TorchvisionMNIST(folder, train=train) for train in (True, False))
     for name, labels in ((_FILES[1], train.targets), (_FILES[3], test.targets)):
         if len(labels) and int(labels.max()) >= CLASSES:
-            raise DataError(
-                f"{raw / name} holds the label {int(labels.max())}, MNIST has 0 to 9: fetch the file again"
-            )
+            raise DataError(f"{raw / name} holds the label {int(labels.max())}, MNIST has 0 to 9: fetch the file again")
     return MnistData(train.data, train.targets, test.data, test.targets, source=f"the MNIST files in {raw}")
 
 

@@ -52,9 +52,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TorchvisionMNIST, "mirrors", ["http://127.0.0.1:9/"])
 
 
-def test_reads_packed_and_plain_files_and_leaves_the_folder_alone(
-    root: Path, contents: dict[str, np.ndarray]
-) -> None:
+def test_reads_packed_and_plain_files_and_leaves_the_folder_alone(root: Path, contents: dict[str, np.ndarray]) -> None:
     before = sorted(root.rglob("*"))
     data = load_mnist(root)
     assert sorted(root.rglob("*")) == before

@@ -36,9 +36,7 @@ def test_iid_gives_every_index_once(size: tuple[int, int], seed: int) -> None:
 
 @given(sizes(), st.integers(0, 2**63), st.floats(1e-4, 1e4), st.integers(1, 12), st.randoms(use_true_random=False))
 @settings(deadline=None)
-def test_dirichlet_gives_every_index_once(
-    size: tuple[int, int], seed: int, alpha: float, classes: int, random
-) -> None:
+def test_dirichlet_gives_every_index_once(size: tuple[int, int], seed: int, alpha: float, classes: int, random) -> None:
     examples, clients = size
     labels = torch.tensor([random.randrange(classes) for _ in range(examples)])
     assert_partition(split_dirichlet(labels, clients, alpha, seed), examples, clients)
