@@ -30,9 +30,10 @@ def bound(fraction_bits: int) -> float:
 def encode(values: Tensor, fraction_bits: int) -> Tensor:
     """Real values to ring integers: round(v * 2^fraction_bits) as int64 of the same shape.
 
-    Raises InvalidTensor for a complex or quantised dtype, NaN, infinity, or |v| >= bound(fraction_bits); the message
-    holds the tensor's shape and the range that was found, never other values.
+    Raises InvalidTensor for a complex or quantised dtype, NaN, infinity, or |v| >= bound(fraction_bits), also if only
+    after rounding; the message holds the tensor's shape and the range that was found, never other values.
     """
+    values = values.detach()
     if not (values.dtype.is_floating_point or values.dtype in _EXACT):
         raise InvalidTensor(
             f"cannot encode a tensor of dtype {values.dtype} and shape {tuple(values.shape)}: expected a real floating "
@@ -63,7 +64,8 @@ def _check_range(values: Tensor, fraction_bits: int) -> None:
     if math.isnan(low) or math.isnan(high):
         raise InvalidTensor(f"cannot share {where}: it holds NaN; replace or drop such entries first")
     limit = bound(fraction_bits)
-    if max(-low, high) >= limit:
+    # A value within half a unit of the bound would round up to it.
+    if max(-low, high) >= limit - math.ldexp(0.5, -fraction_bits):
         raise InvalidTensor(
             f"cannot share {where}: its values span [{low:.6g}, {high:.6g}], beyond the fixed-point range "
             f"(-{limit:.6g}, {limit:.6g}) at {fraction_bits} fraction bits; scale the data or use fewer fraction bits"
