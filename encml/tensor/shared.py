@@ -1,0 +1,153 @@
+"""SharedTensor: a torch.Tensor whose values are secret-shared."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, NoReturn
+
+import torch
+from torch import Tensor
+
+from encml.errors import SecretError, UnsupportedOperation
+from encml.mpc.session import Session
+from encml.tensor.secret import Secret
+
+ADVICE = "call reveal() to open it to all parties first, if that is what you mean"
+
+
+class SharedTensor(torch.Tensor):
+    """A tensor of secrets, held by three parties as replicated shares.
+
+    It has a shape, strides and a logical dtype (float32 or float64; bool for what a comparison gives) like any tensor,
+    and PyTorch's operators, autograd, modules and torch.optim.SGD work on it. Its values are seen only after
+    ``reveal``. Make one with ``encml.share``. Operations not in the table raise UnsupportedOperation; whatever would
+    turn a secret into a plain value raises SecretError.
+    """
+
+    _secret: Secret
+    handlers: ClassVar[dict[Any, Callable[..., Any]]] = {}
+    """aten operator -> its secret-shared version; filled from encml.tensor.table."""
+    functions: ClassVar[dict[Any, Callable[..., Any]]] = {}
+    """Python-level torch function -> its secret-shared version, for what must be caught above autograd."""
+
+    @staticmethod
+    def __new__(cls, secret: Secret, dtype: torch.dtype = torch.float32, requires_grad: bool = False) -> SharedTensor:
+        terms = secret.terms
+        tensor: SharedTensor = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+            cls,
+            terms.shape[1:],
+            strides=terms.stride()[1:],
+            dtype=dtype,
+            device=terms.device,
+            requires_grad=requires_grad,
+        )
+        tensor._secret = secret
+        return tensor
+
+    # What it shows --------------------------------------------------------------------------------------------
+
+    def __repr__(self, *, tensor_contents: object = None) -> str:
+        grad = ", requires_grad=True" if self.requires_grad else ""
+        return f"SharedTensor(shape={tuple(self.shape)}, dtype={self.dtype}{grad})"
+
+    @property
+    def session(self) -> Session:
+        """The session whose parties hold the shares."""
+        return self._secret.session
+
+    def reveal(self, to: int | None = None) -> Tensor:
+        """Open the values: a plain tensor of the same shape and dtype. See ``encml.tensor.api.reveal``."""
+        raise AssertionError("bound in encml.tensor.api")
+
+    # How PyTorch reaches it -----------------------------------------------------------------------------------
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        own = cls.functions.get(func)
+        with torch._C.DisableTorchFunctionSubclass():
+            return (own or func)(*args, **(kwargs or {}))
+
+    @classmethod
+    def __torch_dispatch__(
+        cls,
+        func: Any,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        handler = cls.handlers.get(func)
+        if handler is None:
+            raise _unsupported(func, cls.handlers)
+        with _session_of(args).ledger.operation(func._schema.name.removeprefix("aten::")):
+            return handler(*args, **(kwargs or {}))
+
+    # What would leak ------------------------------------------------------------------------------------------
+
+    def __bool__(self) -> NoReturn:
+        raise SecretError(f"the truth of a secret cannot steer plain Python code; {ADVICE}")
+
+    def _refuse(self, *_: object, **__: object) -> NoReturn:
+        raise SecretError(f"a SharedTensor's values are not visible; {ADVICE}")
+
+    __float__ = __int__ = __index__ = __complex__ = item = tolist = numpy = __array__ = _refuse  # type: ignore[assignment]
+    __contains__ = _refuse  # type: ignore[assignment]
+
+    def __format__(self, spec: str) -> str:
+        return repr(self)
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise SecretError("a SharedTensor is not pickled: its shares belong to different parties, who store them apart")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SharedTensor:
+        if id(self) in memo:
+            known: SharedTensor = memo[id(self)]
+            return known
+        if not self.is_leaf:
+            raise UnsupportedOperation("only leaf SharedTensors can be deep-copied, as in PyTorch; detach() it first")
+        with torch.no_grad():
+            copy = self.detach().clone()
+        copy.requires_grad_(self.requires_grad)
+        if isinstance(self, torch.nn.Parameter):
+            copy = torch.nn.Parameter(copy, self.requires_grad)  # type: ignore[assignment]
+        memo[id(self)] = copy
+        if self.grad is not None:
+            copy.grad = self.grad.__deepcopy__(memo)
+        return copy
+
+
+def secret(tensor: Tensor) -> Secret:
+    """The secret that a SharedTensor carries."""
+    if not isinstance(tensor, SharedTensor):
+        raise SecretError(f"a plain tensor of shape {tuple(tensor.shape)} stands where a SharedTensor is needed")
+    return tensor._secret
+
+
+def _session_of(arguments: Sequence[Any]) -> Session:
+    """The session of the first SharedTensor among the arguments, lists included."""
+    found: list[Session] = []
+    for argument in arguments:
+        if isinstance(argument, SharedTensor):
+            return argument._secret.session
+        if isinstance(argument, list | tuple):
+            found += [item._secret.session for item in argument if isinstance(item, SharedTensor)]
+    if not found:
+        raise UnsupportedOperation("an operation got its SharedTensor by keyword or nested where it is not looked for")
+    return found[0]
+
+
+def _unsupported(func: Any, handlers: Mapping[Any, Any]) -> Exception:
+    name = str(func).removeprefix("aten.")
+    base = name.split(".")[0]
+    if name.endswith("out") or "out" in name.split(".")[-1].split("_"):
+        return SecretError(f"{base}: a secret cannot be written to out=; use the form that returns its result")
+    known = sorted({str(op).removeprefix("aten.").split(".")[0] for op in handlers})
+    near = difflib.get_close_matches(base.strip("_"), known, n=3, cutoff=0.5)
+    hint = f"; nearest supported: {', '.join(near)}" if near else ""
+    return UnsupportedOperation(f"{name} has no secret-shared version{hint}")
