@@ -18,7 +18,7 @@ from torch import Tensor
 from encml.errors import ProtocolError
 from encml.mpc.parties import Parties
 from encml.net.transport import PARTIES
-from encml.ring.prg import KeyStream, fresh_key
+from encml.ring.prg import KEY_BYTES, KeyStream, fresh_key
 
 Half = bytes | Tensor
 """One share as dealt: a 16-byte seed, or the ring elements themselves."""
@@ -36,7 +36,9 @@ class Parcel:
         return f"Parcel(shape={self.shape})"
 
     def expand(self) -> Tensor:
-        """The two shares as int64 (2, *shape). Raises ProtocolError if a half is of another shape."""
+        """The two shares as int64 (2, *shape). Raises ProtocolError if a half is of another size, shape or dtype."""
+        if any(size < 0 for size in self.shape):
+            raise ProtocolError(f"a parcel has the impossible shape {self.shape}")
         return torch.stack([_expand(self.first, self.shape), _expand(self.second, self.shape)])
 
 
@@ -49,9 +51,19 @@ def deal(integers: Tensor) -> tuple[Parcel, Parcel, Parcel]:
 
 
 def receive(parties: Parties, parcels: Sequence[Tensor]) -> Tensor:
-    """Expanded parcels (2, *shape), one for each party that lives here, to a payload (S, *shape). No communication."""
+    """Expanded parcels (2, *shape), one for each party that lives here, to a payload (S, *shape). No communication.
+
+    Raises ProtocolError if there are more or fewer, or if they are not int64 of one shape. That neighbours were dealt
+    the same share is taken from an honest dealer, not checked.
+    """
     if len(parcels) != parties.here:
         raise ProtocolError(f"expected {parties.here} parcels, one a party in this process, found {len(parcels)}")
+    for parcel in parcels:
+        if parcel.dtype != torch.int64 or parcel.shape[:1] != (2,) or parcel.shape != parcels[0].shape:
+            raise ProtocolError(
+                f"expanded parcels are int64 of one shape (2, ...), found {parcel.dtype} of {tuple(parcel.shape)} "
+                f"beside {tuple(parcels[0].shape)}"
+            )
     if parties.here == PARTIES:
         return torch.stack([parcel[0] for parcel in parcels])
     return parcels[0]
@@ -59,6 +71,8 @@ def receive(parties: Parties, parcels: Sequence[Tensor]) -> Tensor:
 
 def _expand(half: Half, shape: tuple[int, ...]) -> Tensor:
     if isinstance(half, bytes):
+        if len(half) != KEY_BYTES:
+            raise ProtocolError(f"a parcel's seed has {len(half)} bytes, expected {KEY_BYTES}")
         return KeyStream(half).words(shape)
     if tuple(half.shape) != shape or half.dtype != torch.int64:
         raise ProtocolError(f"a parcel of shape {shape} holds a {half.dtype} tensor of shape {tuple(half.shape)}")
