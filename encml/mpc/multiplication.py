@@ -17,7 +17,7 @@ def product(parties: Parties, f: Bilinear, x: Tensor, y: Tensor) -> Tensor:
     """f(x, y) of two payloads, as additive rows (P, *shape of f). No communication.
 
     z_i = f(x_i, y_i + y_{i+1}) + f(x_{i+1}, y_i)
-    (Araki et al. 2016, section 3.2; the sum over i has each of the nine cross terms once). z_i depends on party i's
+    (Araki et al. 2016; the sum over i has each of the nine cross terms once). z_i depends on party i's
     shares and is not to be sent as it is: follow with ``Parties.reshare`` (1 round, 8 B per output and party,
     whatever the inner dimension) or ``truncate_rows``, which mask it.
     """
@@ -31,7 +31,7 @@ def product(parties: Parties, f: Bilinear, x: Tensor, y: Tensor) -> Tensor:
 def and_bits(parties: Parties, x: Tensor, y: Tensor, operation: str) -> Tensor:
     """x AND y of two XOR-shared payloads of words. 1 round, 1 bit per gate and party.
 
-    z_i = (x_i & y_i) ^ (x_i & y_{i+1}) ^ (x_{i+1} & y_i), then masked and reshared (Araki et al. 2016, section 3.1).
+    z_i = (x_i & y_i) ^ (x_i & y_{i+1}) ^ (x_{i+1} & y_i), then masked and reshared (Araki et al. 2016).
     """
     terms = [
         (own_x & (own_y ^ next_y)) ^ (next_x & own_y)

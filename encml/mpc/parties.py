@@ -128,7 +128,7 @@ class Parties:
     def reshare(self, rows: Tensor, operation: str) -> Tensor:
         """Additive rows to a payload: party i sends z_i + alpha_i to party i - 1. 1 round, 8 B per word and party.
 
-        Without the fresh mask alpha party i - 1 would learn party i's local term (Araki et al. 2016, section 3.2).
+        Without the fresh mask alpha party i - 1 would learn party i's local term (Araki et al. 2016).
         """
         return self._pass_back(self.zero(rows.shape[1:]).add_(rows), operation)
 

@@ -21,7 +21,7 @@ def share_from(parties: Parties, owner: int, value: Tensor | None, shape: Sequen
     """Share what party ``owner`` knows; elsewhere ``value`` is None. 1 round, 8 B per element in all.
 
     With o = owner: x_o = PRG_{o-1}, x_{o+1} = value - x_o, x_{o+2} = 0. Party o + 1 gets a masked value, party o + 2
-    knows only the mask, so nothing is revealed. (Mohassel and Rindal 2018, section 4.1, with two shares for free.)
+    knows only the mask, so nothing is revealed.
     """
     shape = tuple(shape)
     mask = parties.common(owner - 1, shape)

@@ -1,6 +1,6 @@
 """Division by 2^m, never wrong by a whole unit in the last place.
 
-For |x| < 2^62 the result is floor(x / 2^m) or that plus one, the latter with probability frac(x / 2^m): exactly
+For |x| <= 2^62 - 2^m the result is floor(x / 2^m) or that plus one, the latter with probability frac(x / 2^m): exactly
 stochastic rounding. So |error| < 1 ulp always, the error is 0 on average, and multiples of 2^m are exact. There is no
 catastrophic case, unlike with the local truncation of Mohassel and Zhang 2017, section 4.1.
 
@@ -11,8 +11,8 @@ so the wrap bit is w = msb(X0) OR msb(X1) = 1 - u0 u1, where u_i = NOT msb(X_i) 
 is the result, by two logical shifts and the product u0 u1 modulo 2^m, which takes one dealt bit triple: party p + 2
 deals bits a (to p), b (to p + 1) and ab = c0 + c1 modulo 2^m; p and p + 1 tell each other e = u0 ^ a and d = u1 ^ b;
     u0 u1 = ed + d(1-2e) a + e(1-2d) b + (1-2e)(1-2d) ab.
-e and d are one-time-padded by bits their receiver does not know. (The wrap-bit idea: Dalskov, Escudero and Keller 2020,
-section 3; the dealt triple in the three-party setting: Keller and Sun 2022, section 4.)
+e and d are one-time-padded by bits their receiver does not know. (A truncation that mends the wrap-around by its
+bit: Dalskov, Escudero and Keller 2020. One party dealing the triple, and the dealing modulo 2^m, are ours.)
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def truncate(parties: Parties, payload: Tensor, m: int, operation: str = "trunca
     split = parties.common(p, (deal.n,))
     x0 = x1 = None
     if parties.plays(p):
-        x0 = (known(parties.share(payload, p)) + known(parties.share(payload, p + 1))).view(-1) + known(split)
+        x0 = (known(parties.share(payload, p)) + known(parties.share(payload, p + 1))).reshape(-1) + known(split)
     if parties.plays(p + 1):
         x1 = known(parties.share(payload, p + 2)).reshape(-1) - known(split)
     deal.mask(x0, x1)
