@@ -2,7 +2,7 @@
 
 from encml.config.cluster import ClusterConfig, PartyConfig, load_cluster
 from encml.config.experiment import ExperimentConfig, load_experiment
-from encml.config.loading import Config, load_yaml
+from encml.config.loading import Config, dump_yaml, load_yaml
 from encml.config.overrides import with_overrides
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "Config",
     "ExperimentConfig",
     "PartyConfig",
+    "dump_yaml",
     "load_cluster",
     "load_experiment",
     "load_yaml",

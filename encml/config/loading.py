@@ -62,6 +62,12 @@ for _tag, _pattern, _first in (
     _Loader.add_implicit_resolver(_tag, re.compile(_pattern), _first)
 
 
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that quotes text wherever ``_Loader``, not PyYAML, would read something else."""
+
+    yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+
+
 def load_yaml(path: str | Path, model: type[M]) -> M:
     """Read ``path`` and check it against ``model``; types are strict (``"8"`` is no integer, 8 is a float).
 
@@ -103,6 +109,11 @@ def parse_value(text: str) -> Any:
         raise ConfigError(f"{text!r} is not valid YAML: {getattr(error, 'problem', None) or error}") from None
     finally:
         loader.dispose()
+
+
+def dump_yaml(config: BaseModel) -> str:
+    """``config`` with every key, as YAML that ``load_yaml`` reads back to an equal object."""
+    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def check(
