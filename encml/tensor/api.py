@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, TypeVar, overload
+from typing import TypeVar, overload
 
 import torch
 from torch import Tensor, nn
 
 from encml.errors import InvalidTensor, SecretError
 from encml.mpc.session import Session, current_session
-from encml.mpc.sharing import open_to, open_to_all, share_from
-from encml.ring.fixed import decode, encode
+from encml.mpc.sharing import share_from
+from encml.ring.fixed import encode
 from encml.tensor.functions import FUNCTIONS
 from encml.tensor.secret import Secret
-from encml.tensor.shared import SharedTensor, secret
+from encml.tensor.shared import SharedTensor
 from encml.tensor.table import HANDLERS
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -58,58 +58,26 @@ def share(value: Tensor | nn.Module, *, session: Session | None = None, owner: i
 
 
 def reveal(x: SharedTensor, to: int | None = None) -> Tensor:
-    """Open a SharedTensor: its values become known to every party, or with ``to`` to that party alone.
-
-    Returns a plain tensor of the same shape and logical dtype. With ``to``, parties other than it get a tensor of
-    zeros. 1 round, 8 bytes an element and party (in all, with ``to``), after settling a pending product. Gradients
-    flow back through it into the secret graph as public values.
-    """
+    """Open a SharedTensor to every party, or to party ``to`` alone: see ``SharedTensor.reveal``."""
     if not isinstance(x, SharedTensor):
         raise SecretError(f"reveal() takes a SharedTensor, found {type(x).__name__}")
-    result: Tensor = _Reveal.apply(x, to)  # type: ignore[no-untyped-call]
-    return result
-
-
-class _Reveal(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: SharedTensor, to: int | None) -> Tensor:
-        ctx.session, ctx.dtype = x.session, x.dtype
-        held, parties = secret(x), x.session.parties
-        with x.session.ledger.operation("reveal"):
-            payload = held.payload
-            if to is None:
-                return decode(open_to_all(parties, payload), held.fraction_bits, x.dtype)
-            opened = open_to(parties, payload, to)
-        if opened is None:
-            return torch.zeros(x.shape, dtype=x.dtype)
-        return decode(opened, held.fraction_bits, x.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[SharedTensor, None]:  # type: ignore[override]
-        return SharedTensor(Secret.of_public(ctx.session, gradient), ctx.dtype), None
+    return x.reveal(to)
 
 
 def _share_module(module: nn.Module, session: Session, owner: int) -> nn.Module:
     shared = copy.deepcopy(module)
-    seen: dict[int, SharedTensor] = {}
-
-    def convert(tensor: Tensor) -> SharedTensor:
-        # Tied parameters stay tied.
-        if id(tensor) not in seen:
-            seen[id(tensor)] = share(tensor, session=session, owner=owner)
-        return seen[id(tensor)]
-
+    # Tied parameters and buffers stay tied.
+    parameters: dict[int, nn.Parameter] = {}
+    buffers: dict[int, SharedTensor] = {}
     for part in shared.modules():
         for name, parameter in list(part.named_parameters(recurse=False)):
-            known = seen.get(id(parameter))
-            if not isinstance(known, nn.Parameter):
-                known = nn.Parameter(convert(parameter).detach(), parameter.requires_grad)
-                seen[id(parameter)] = known
-            setattr(part, name, known)
+            if id(parameter) not in parameters:
+                secret = share(parameter.detach(), session=session, owner=owner)
+                parameters[id(parameter)] = nn.Parameter(secret, parameter.requires_grad)
+            setattr(part, name, parameters[id(parameter)])
         for name, buffer in list(part.named_buffers(recurse=False)):
             if buffer.is_floating_point():
-                setattr(part, name, convert(buffer))
+                if id(buffer) not in buffers:
+                    buffers[id(buffer)] = share(buffer, session=session, owner=owner)
+                setattr(part, name, buffers[id(buffer)])
     return shared
-
-
-SharedTensor.reveal = reveal  # type: ignore[method-assign]

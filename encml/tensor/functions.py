@@ -26,7 +26,7 @@ class ReLU(torch.autograd.Function):
         return value
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> SharedTensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> SharedTensor:
         (mask,) = ctx.saved_tensors
         with mask.session.ledger.operation("relu_backward"):
             return mul(gradient, mask)
@@ -82,7 +82,7 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
     F.relu_: relu_,
     torch.relu_: relu_,
     torch.Tensor.relu_: relu_,
-    torch.Tensor.data.__set__: set_data,  # type: ignore[attr-defined]
+    torch.Tensor.data.__set__: set_data,  # type: ignore[attr-defined]  # a property of the C base
     torch.Tensor.share_memory_: _refuse_shared_memory,
     torch.Tensor.item: _refuse_values,
     torch.Tensor.tolist: _refuse_values,

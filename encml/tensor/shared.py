@@ -11,6 +11,8 @@ from torch import Tensor
 
 from encml.errors import SecretError, UnsupportedOperation
 from encml.mpc.session import Session
+from encml.mpc.sharing import open_to, open_to_all
+from encml.ring.fixed import decode
 from encml.tensor.secret import Secret
 
 ADVICE = "call reveal() to open it to all parties first, if that is what you mean"
@@ -34,7 +36,7 @@ class SharedTensor(torch.Tensor):
     @staticmethod
     def __new__(cls, secret: Secret, dtype: torch.dtype = torch.float32, requires_grad: bool = False) -> SharedTensor:
         terms = secret.terms
-        tensor: SharedTensor = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        tensor: SharedTensor = torch.Tensor._make_wrapper_subclass(
             cls,
             terms.shape[1:],
             strides=terms.stride()[1:],
@@ -47,7 +49,7 @@ class SharedTensor(torch.Tensor):
 
     # What it shows --------------------------------------------------------------------------------------------
 
-    def __repr__(self, *, tensor_contents: object = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]  # untyped above
         grad = ", requires_grad=True" if self.requires_grad else ""
         return f"SharedTensor(shape={tuple(self.shape)}, dtype={self.dtype}{grad})"
 
@@ -57,8 +59,14 @@ class SharedTensor(torch.Tensor):
         return self._secret.session
 
     def reveal(self, to: int | None = None) -> Tensor:
-        """Open the values: a plain tensor of the same shape and dtype. See ``encml.tensor.api.reveal``."""
-        raise AssertionError("bound in encml.tensor.api")
+        """Open the values: they become known to every party, or with ``to`` to the party of that rank alone.
+
+        Returns a plain tensor of the same shape and logical dtype. With ``to``, parties other than it get a tensor of
+        zeros. 1 round, 8 bytes an element and party (in all, with ``to``), after settling a pending product. Gradients
+        flow back through it into the secret graph as public values.
+        """
+        result: Tensor = _Reveal.apply(self, to)  # type: ignore[no-untyped-call]
+        return result
 
     # How PyTorch reaches it -----------------------------------------------------------------------------------
 
@@ -75,7 +83,7 @@ class SharedTensor(torch.Tensor):
             return (own or func)(*args, **(kwargs or {}))
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]  # the stub leaves out that it is a class method
         cls,
         func: Any,
         types: Sequence[type],
@@ -96,8 +104,8 @@ class SharedTensor(torch.Tensor):
     def _refuse(self, *_: object, **__: object) -> NoReturn:
         raise SecretError(f"a SharedTensor's values are not visible; {ADVICE}")
 
-    __float__ = __int__ = __index__ = __complex__ = item = tolist = numpy = __array__ = _refuse  # type: ignore[assignment]
-    __contains__ = _refuse  # type: ignore[assignment]
+    __float__ = __int__ = __index__ = __complex__ = item = tolist = numpy = __array__ = _refuse
+    __contains__ = _refuse
 
     def __format__(self, spec: str) -> str:
         return repr(self)
@@ -112,14 +120,34 @@ class SharedTensor(torch.Tensor):
         if not self.is_leaf:
             raise UnsupportedOperation("only leaf SharedTensors can be deep-copied, as in PyTorch; detach() it first")
         with torch.no_grad():
-            copy = self.detach().clone()
+            copy: Any = self.detach().clone()
         copy.requires_grad_(self.requires_grad)
         if isinstance(self, torch.nn.Parameter):
-            copy = torch.nn.Parameter(copy, self.requires_grad)  # type: ignore[assignment]
+            copy = torch.nn.Parameter(copy, self.requires_grad)
         memo[id(self)] = copy
-        if self.grad is not None:
+        if isinstance(self.grad, SharedTensor):
             copy.grad = self.grad.__deepcopy__(memo)
-        return copy
+        result: SharedTensor = copy
+        return result
+
+
+class _Reveal(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: SharedTensor, to: int | None) -> Tensor:
+        ctx.session, ctx.dtype = x.session, x.dtype
+        held, parties = x._secret, x.session.parties
+        with x.session.ledger.operation("reveal"):
+            payload = held.payload
+            if to is None:
+                return decode(open_to_all(parties, payload), held.fraction_bits, x.dtype)
+            opened = open_to(parties, payload, to)
+        if opened is None:
+            return torch.zeros(x.shape, dtype=x.dtype)
+        return decode(opened, held.fraction_bits, x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[SharedTensor, None]:
+        return SharedTensor(Secret.of_public(ctx.session, gradient), ctx.dtype), None
 
 
 def secret(tensor: Tensor) -> Secret:

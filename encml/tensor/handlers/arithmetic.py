@@ -67,15 +67,12 @@ def scale(value: Secret, factor: Number) -> Secret:
 def mul(x: Operand, y: Operand) -> SharedTensor:
     """mul.Tensor, mul.Scalar. Secret by secret: pending, 3 rounds and 8.75 B a party and element when settled."""
     dtype = result_dtype(x, y)
-    if isinstance(x, Tensor) and isinstance(y, Tensor):
-        if isinstance(x, SharedTensor) and isinstance(y, SharedTensor):
-            return wrap(bilinear(torch.mul, x, y), dtype)
-        held, plain = (x, y) if isinstance(x, SharedTensor) else (y, x)
-        return wrap(_times_public(secret(held), plain), dtype)
-    held, number = (x, y) if isinstance(x, SharedTensor) else (y, x)
+    if isinstance(x, SharedTensor) and isinstance(y, SharedTensor):
+        return wrap(bilinear(torch.mul, x, y), dtype)
+    held, factor = (x, y) if isinstance(x, SharedTensor) else (y, x)
     assert isinstance(held, SharedTensor)
-    assert not isinstance(number, Tensor)
-    return wrap(scale(secret(held), number), dtype)
+    product = _times_public(secret(held), factor) if isinstance(factor, Tensor) else scale(secret(held), factor)
+    return wrap(product, dtype)
 
 
 def _times_public(value: Secret, plain: Tensor) -> Secret:

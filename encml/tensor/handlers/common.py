@@ -34,18 +34,32 @@ def session_of(*operands: Operand) -> Session:
 
 
 def result_dtype(*operands: Operand) -> torch.dtype:
-    """PyTorch's type promotion over the logical dtypes."""
-    dtype: torch.dtype | None = None
-    tensors = [x for x in operands if isinstance(x, Tensor)]
-    for x in tensors:
-        dtype = x.dtype if dtype is None else torch.promote_types(dtype, x.dtype)
-    assert dtype is not None
+    """PyTorch's type promotion over the logical dtypes: dimensions before scalars, tensors before numbers."""
+    ranked: list[torch.dtype | None] = [None, None, None]
     for x in operands:
-        if isinstance(x, float) and not dtype.is_floating_point:
-            dtype = torch.get_default_dtype()
-        elif isinstance(x, int) and not isinstance(x, bool) and dtype == torch.bool:
-            dtype = torch.int64
-    return dtype
+        if isinstance(x, Tensor):
+            rank, dtype = (0 if x.ndim else 1), x.dtype
+        else:
+            rank, dtype = 2, _number_dtype(x)
+        known = ranked[rank]
+        ranked[rank] = dtype if known is None else torch.promote_types(known, dtype)
+    result: torch.dtype | None = None
+    for candidate in reversed(ranked):
+        if candidate is not None:
+            keeps = result is None or _category(candidate) >= _category(result)
+            result = candidate if keeps or result is None else torch.promote_types(candidate, result)
+    assert result is not None
+    return result
+
+
+def _number_dtype(x: Number) -> torch.dtype:
+    if isinstance(x, bool):
+        return torch.bool
+    return torch.int64 if isinstance(x, int) else torch.get_default_dtype()
+
+
+def _category(dtype: torch.dtype) -> int:
+    return 0 if dtype == torch.bool else 2 if dtype.is_floating_point else 1
 
 
 def as_secret(x: Operand, session: Session) -> Secret:
@@ -119,7 +133,7 @@ def write(target: Tensor, source: Secret) -> Tensor:
         raise SecretError(
             f"a secret cannot be written into a plain tensor of shape {tuple(target.shape)}; share that tensor first"
         )
-    if torch.broadcast_shapes(target.shape, source.shape) != target.shape:
+    if torch.broadcast_shapes(target.shape, source.shape) != target.shape:  # type: ignore[no-untyped-call]
         raise InvalidTensor(f"a value of shape {tuple(source.shape)} does not fit in place into {tuple(target.shape)}")
     held = secret(target)
     payload = held.payload

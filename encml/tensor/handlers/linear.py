@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -80,7 +81,12 @@ def convolution_backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """convolution_backward in two dimensions: both gradients are products of secrets, pending."""
     _only_conv2d(x, transposed)
-    settings = {"stride": _pair(stride), "padding": _pair(padding), "dilation": _pair(dilation), "groups": groups}
+    settings: dict[str, Any] = {
+        "stride": _pair(stride),
+        "padding": _pair(padding),
+        "dilation": _pair(dilation),
+        "groups": groups,
+    }
     to_x = to_weight = to_bias = None
     if output_mask[0]:
         adjoint = partial(kernels.conv2d_input_gradient, size=_pair(x.shape[2:]), **settings)
