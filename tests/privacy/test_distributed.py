@@ -114,6 +114,12 @@ def test_the_gap_is_not_idle() -> None:
     assert 1e-3 < actual <= renyi_gap(Fraction(1, 2), 1.0, 1)
 
 
+def test_the_gap_is_the_sum_of_its_two_parts() -> None:
+    fine, coarse = 1e3, 0.06
+    assert renyi_gap(Fraction(1), fine, 100) == pytest.approx(100 * 5 * math.exp(-(math.pi**2)) * 12)
+    assert renyi_gap(Fraction(50), coarse, 1) == pytest.approx(4 * math.exp(-(math.pi**2) * 10 * coarse) * 10)
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
 def test_the_sum_over_frequencies_is_within_its_bound(size: int) -> None:
     kappa = 4 * math.sqrt(size) * math.log(4 * size)
@@ -129,6 +135,17 @@ def test_a_rounded_gaussian_is_within_its_bound_of_a_discrete_one(variance: floa
     distance = np.abs(np.diff(stats.norm.cdf(edges)) - np.exp(log_pmf(variance, reach))).sum() / 2
     assert distance <= 1 / (24 * variance)
     assert distance >= 1 / (240 * variance)
+
+
+@pytest.mark.parametrize("variance", [1, 5, 100])
+def test_two_parties_noise_is_within_its_distance_of_a_rounded_gaussian(variance: int) -> None:
+    part = np.exp(log_pmf(variance, 12 * variance))
+    both = np.convolve(part, part)
+    edges = (np.arange(both.size + 1) - both.size / 2) / math.sqrt(2 * variance)
+    distance = np.abs(np.diff(stats.norm.cdf(edges)) - both).sum() / 2
+    bound = total_variation_gap(Fraction(variance), 1)
+    assert bound / 10 <= distance <= bound
+    assert total_variation_gap(Fraction(variance), 7) == pytest.approx(7 * bound)
 
 
 def test_two_parties_parts_make_the_variance() -> None:
