@@ -1,18 +1,15 @@
-"""Clusters on loopback: keys made once, free ports, three parties as threads."""
+"""Fixtures: a cluster on loopback with keys made once, and its three parties."""
 
 from __future__ import annotations
 
-import socket
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from loopback import Parties, free_ports
 
 from encml.config.cluster import ClusterConfig, PartyConfig
 from encml.net.certificates import make_cluster_keys
-from encml.net.tls import TlsTransport
 
 
 @pytest.fixture(scope="session")
@@ -31,17 +28,6 @@ def stranger_keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now."""
-    sockets = [socket.socket() for _ in range(count)]
-    for sock in sockets:
-        sock.bind(("127.0.0.1", 0))
-    ports = [sock.getsockname()[1] for sock in sockets]
-    for sock in sockets:
-        sock.close()
-    return ports
-
-
 @pytest.fixture
 def cluster(cluster_keys: Path, tmp_path: Path) -> ClusterConfig:
     """A cluster on free ports of loopback with short time-outs."""
@@ -54,40 +40,6 @@ def cluster(cluster_keys: Path, tmp_path: Path) -> ClusterConfig:
         timeout=1.5,
         connect_timeout=10.0,
     )
-
-
-class Parties:
-    """Runs one function per party, each in a thread, and keeps what it returned or raised."""
-
-    def __init__(self) -> None:
-        self.opened: list[TlsTransport] = []
-
-    def run(self, *work: Callable[[], Any]) -> list[Any]:
-        """Results in order; an exception is a result."""
-        results: list[Any] = [None] * len(work)
-
-        def call(place: int) -> None:
-            try:
-                results[place] = work[place]()
-            except BaseException as error:
-                results[place] = error
-
-        threads = [threading.Thread(target=call, args=(place,), daemon=True) for place in range(len(work))]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(timeout=60)
-            assert not thread.is_alive(), "a party hangs"
-        return results
-
-    def connect(self, config: ClusterConfig) -> list[TlsTransport]:
-        """Three connected transports in this process."""
-        found = self.run(*(lambda rank=rank: TlsTransport.connect(config, rank) for rank in range(3)))
-        for transport in found:
-            if isinstance(transport, BaseException):
-                raise transport
-        self.opened += found
-        return found
 
 
 @pytest.fixture

@@ -5,20 +5,19 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import Parties, free_ports
+from loopback import Parties, spin
 
 from encml.config.cluster import ClusterConfig
-from encml.errors import AuthenticationError, ConfigError, PartyError, PartyTimeout, ProtocolError
-from encml.net import mesh, tls
+from encml.errors import PartyError, PartyTimeout, ProtocolError
 from encml.net.ledger import Ledger
 from encml.net.local import LocalTransport
 from encml.net.tls import TlsTransport
@@ -129,7 +128,8 @@ def _process(config: ClusterConfig, rank: int, pipe: Connection) -> None:
 
 class _Processes:
     def __init__(self, config: ClusterConfig) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["torch", "encml.net.tls"])
         self.pipes = []
         self.processes = []
         for rank in range(3):
@@ -180,10 +180,6 @@ def test_real_processes_and_a_lost_party(cluster: ClusterConfig, how: str) -> No
 
 
 # --- faults between rounds and within them, in one process -----------------------------------------------------
-
-
-def spin(transport: TlsTransport, operation: str = "spin", size: int = 4) -> torch.Tensor:
-    return transport.rotate(torch.zeros(1, size, dtype=torch.int64), 1, operation)
 
 
 @pytest.mark.parametrize("step", [1, -1])
@@ -292,7 +288,7 @@ def test_frame_of_another_session_is_refused(cluster: ClusterConfig, parties: Pa
 def test_garbled_record_is_refused(cluster: ClusterConfig, parties: Parties) -> None:
     """A bit flipped on the wire, below TLS: refused by TLS, and named."""
     transports = parties.connect(cluster)
-    raw = tls.socket.socket(fileno=os.dup(transports[1]._links[2]._out.fileno()))
+    raw = socket.socket(fileno=os.dup(transports[1]._links[2]._out.fileno()))
     raw.send(b"\x17\x03\x03\x00\x20" + bytes(32))
     raw.close()
     found = parties.run(lambda: spin(transports[0]), lambda: spin(transports[2]))
@@ -356,168 +352,3 @@ def test_two_threads_in_one_transport_are_refused(cluster: ClusterConfig, partie
     assert isinstance(found[1], ProtocolError)
     assert "two threads" in str(found[1])
     assert isinstance(found[0], PartyTimeout)
-
-
-# --- meeting ---------------------------------------------------------------------------------------------------
-
-
-def test_parties_start_in_any_order(cluster: ClusterConfig, parties: Parties) -> None:
-    def late(rank: int, seconds: float) -> TlsTransport:
-        time.sleep(seconds)
-        return TlsTransport.connect(cluster, rank)
-
-    found = parties.run(lambda: late(0, 0.8), lambda: late(1, 0.0), lambda: late(2, 0.4))
-    parties.opened += [t for t in found if isinstance(t, TlsTransport)]
-    assert len(parties.opened) == 3, found
-    assert len({t.session for t in found}) == 1
-
-
-def test_party_that_restarts_while_meeting_is_met_again(cluster: ClusterConfig, parties: Parties) -> None:
-    """Party 1 comes, gives up before party 2 is there, and comes again with a fresh nonce."""
-
-    def restarting() -> TlsTransport:
-        with pytest.raises(PartyTimeout):
-            TlsTransport.connect(cluster.model_copy(update={"connect_timeout": 0.7}), 1)
-        return TlsTransport.connect(cluster, 1)
-
-    def late() -> TlsTransport:
-        time.sleep(1.2)
-        return TlsTransport.connect(cluster, 2)
-
-    found = parties.run(lambda: TlsTransport.connect(cluster, 0), restarting, late)
-    parties.opened += [t for t in found if isinstance(t, TlsTransport)]
-    assert len(parties.opened) == 3, found
-    assert not any(isinstance(r, BaseException) for r in parties.run(*(lambda t=t: spin(t) for t in found)))
-
-
-def test_absent_party_is_named(cluster: ClusterConfig, parties: Parties) -> None:
-    hasty = cluster.model_copy(update={"connect_timeout": 1.0})
-    found = parties.run(lambda: TlsTransport.connect(hasty, 0), lambda: TlsTransport.connect(hasty, 1))
-    for error in found:
-        assert isinstance(error, PartyTimeout)
-        assert error.rank == 2
-        assert cluster.parties[2].mesh_address in str(error)
-        assert "refused" in str(error)
-
-
-def test_port_in_use_and_wrong_rank_are_config_errors(cluster: ClusterConfig) -> None:
-    occupied = tls.socket.create_server(("127.0.0.1", cluster.parties[0].mesh_port))
-    with occupied, pytest.raises(ConfigError, match=r"cannot listen on 127\.0\.0\.1"):
-        TlsTransport.connect(cluster, 0)
-    with pytest.raises(ConfigError, match="rank 3"):
-        TlsTransport.connect(cluster, 3)
-
-
-def test_fraction_bits_that_differ_are_found_at_once(cluster: ClusterConfig, parties: Parties) -> None:
-    other = cluster.model_copy(update={"fraction_bits": 12, "connect_timeout": 2.0})
-    brief = cluster.model_copy(update={"connect_timeout": 2.0})
-    found = parties.run(*(lambda c=c, r=r: TlsTransport.connect(c, r) for r, c in enumerate([brief, other, brief])))
-    assert isinstance(found[1], ConfigError)
-    assert "fraction_bits is 12" in str(found[1])
-
-
-def with_keys(
-    config: ClusterConfig, folder: Path, tmp_path: Path, replaced: dict[str, tuple[Path, str]]
-) -> ClusterConfig:
-    """``config`` with a copy of ``folder`` in which some keys are others: {"party-2": (folder, "client")}."""
-    copy = tmp_path / "keys"
-    copy.mkdir()
-    for path in folder.iterdir():
-        (copy / path.name).write_bytes(path.read_bytes())
-    for name, (source, other) in replaced.items():
-        for suffix in (".pem", ".key"):
-            (copy / f"{name}{suffix}").write_bytes((source / f"{other}{suffix}").read_bytes())
-    return config.model_copy(update={"keys": copy})
-
-
-@pytest.mark.parametrize("pretender", ["client", "owner", "party-1", "stranger", "stranger with our ca"])
-def test_wrong_certificate_is_refused_by_both_and_named(
-    cluster: ClusterConfig,
-    cluster_keys: Path,
-    stranger_keys: Path,
-    parties: Parties,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    pretender: str,
-) -> None:
-    monkeypatch.setattr(mesh, "DISTRUST_SECONDS", 0.5)
-    brief = cluster.model_copy(update={"connect_timeout": 3.0})
-    if pretender == "stranger":
-        wrong = brief.model_copy(update={"keys": stranger_keys})
-    elif pretender == "stranger with our ca":
-        wrong = with_keys(brief, cluster_keys, tmp_path, {"party-2": (stranger_keys, "party-2")})
-    else:
-        wrong = with_keys(brief, cluster_keys, tmp_path, {"party-2": (cluster_keys, pretender)})
-    found = parties.run(
-        lambda: TlsTransport.connect(brief, 0),
-        lambda: TlsTransport.connect(brief, 1),
-        lambda: TlsTransport.connect(wrong, 2),
-    )
-    for error in found:
-        assert isinstance(error, AuthenticationError)
-    for error in found[:2]:
-        assert error.rank == 2
-        assert error.address == cluster.parties[2].mesh_address
-
-
-def test_pretender_does_not_keep_the_real_party_out(
-    cluster: ClusterConfig, cluster_keys: Path, parties: Parties, tmp_path: Path
-) -> None:
-    """A client stands in party 2's place for a while; the real party 2 comes later."""
-    wrong = with_keys(cluster, cluster_keys, tmp_path, {"party-2": (cluster_keys, "client")})
-
-    def late() -> TlsTransport:
-        with pytest.raises(AuthenticationError):
-            TlsTransport.connect(wrong.model_copy(update={"connect_timeout": 0.7}), 2)
-        return TlsTransport.connect(cluster, 2)
-
-    found = parties.run(lambda: TlsTransport.connect(cluster, 0), lambda: TlsTransport.connect(cluster, 1), late)
-    parties.opened += [t for t in found if isinstance(t, TlsTransport)]
-    assert len(parties.opened) == 3, found
-
-
-def test_strangers_hold_nobody_up(cluster: ClusterConfig, stranger_keys: Path, parties: Parties) -> None:
-    """Silent, babbling and unknown connections, more than are kept, before and while the parties meet."""
-    stop = threading.Event()
-    silent: list[Any] = []
-
-    def pester() -> None:
-        context = tls.ssl.create_default_context()
-        context.check_hostname, context.verify_mode = False, tls.ssl.CERT_NONE
-        while not stop.is_set():
-            for party in cluster.parties:
-                try:
-                    sock = tls.socket.create_connection(("127.0.0.1", party.mesh_port), timeout=1)
-                    silent.append(sock)
-                    babbler = tls.socket.create_connection(("127.0.0.1", party.mesh_port), timeout=1)
-                    babbler.sendall(b"GET / HTTP/1.0\r\n\r\n")
-                    silent.append(babbler)
-                    with tls.socket.create_connection(("127.0.0.1", party.mesh_port), timeout=0.05) as other:
-                        context.wrap_socket(other).close()
-                except OSError:
-                    time.sleep(0.01)
-
-    thread = threading.Thread(target=pester)
-    thread.start()
-
-    def late() -> TlsTransport:
-        time.sleep(1.5)
-        return TlsTransport.connect(cluster, 2)
-
-    try:
-        start = time.monotonic()
-        found = parties.run(lambda: TlsTransport.connect(cluster, 0), lambda: TlsTransport.connect(cluster, 1), late)
-    finally:
-        stop.set()
-        thread.join()
-        for sock in silent:
-            sock.close()
-    parties.opened += [t for t in found if isinstance(t, TlsTransport)]
-    assert len(parties.opened) == 3, found
-    assert time.monotonic() - start < 6
-    assert len(silent) > 6
-    assert not any(isinstance(r, BaseException) for r in parties.run(*(lambda t=t: spin(t) for t in found)))
-
-
-def test_free_ports_are_distinct() -> None:
-    assert len(set(free_ports(6))) == 6
