@@ -1,8 +1,30 @@
 """encml: train one PyTorch model together, and use it, without showing each other the data."""
 
-from encml.errors import UnsupportedOperation
-from encml.mpc.session import Session
-from encml.tensor import SharedTensor, reveal, share
+import importlib as _importlib
+import typing as _typing
 
 __all__ = ["Session", "SharedTensor", "UnsupportedOperation", "reveal", "share"]
 __version__ = "0.1.0"
+
+if _typing.TYPE_CHECKING:
+    from encml.errors import UnsupportedOperation
+    from encml.mpc.session import Session
+    from encml.tensor import SharedTensor, reveal, share
+else:
+    _HOMES = {
+        "Session": "encml.mpc.session",
+        "SharedTensor": "encml.tensor",
+        "UnsupportedOperation": "encml.errors",
+        "reveal": "encml.tensor",
+        "share": "encml.tensor",
+    }
+
+    def __getattr__(name: str) -> object:
+        """Load a public name when it is first used (PEP 562): ``encml --help`` need not wait seconds for PyTorch."""
+        if name not in _HOMES:
+            raise AttributeError(f"module 'encml' has no attribute {name!r}")
+        value = globals()[name] = getattr(_importlib.import_module(_HOMES[name]), name)
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

@@ -51,7 +51,7 @@ def test_packages_leak_nothing(name: str) -> None:
         return
     public = {
         n
-        for n, value in vars(module).items()
+        for n, value in ((n, getattr(module, n)) for n in dir(module))
         if not n.startswith("_")
         and n != "annotations"
         and not (isinstance(value, ModuleType) and value.__name__ == f"{name}.{n}")

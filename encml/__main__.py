@@ -1,0 +1,5 @@
+"""``python -m encml``."""
+
+from encml.cli import main
+
+main()

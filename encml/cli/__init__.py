@@ -1,0 +1,5 @@
+"""The ``encml`` command."""
+
+from encml.cli.app import main
+
+__all__ = ["main"]

@@ -1,0 +1,162 @@
+"""What commands there are, with their options and help; what they do stands in the modules beside this one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from encml.cli.late import Settings, run_command
+
+app = typer.Typer(
+    name="encml",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # they can show local variables, and those may be secrets
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+keys = typer.Typer(
+    name="keys", no_args_is_help=True, help="Make a cluster's keys and certificates.", pretty_exceptions_enable=False
+)
+app.add_typer(keys)
+
+Cluster = Annotated[Path, typer.Option("--config", "-c", help="The cluster file: where the three parties are.")]
+Model = Annotated[str, typer.Option("--model", "-m", help="The model's name in the cluster.")]
+
+
+def main() -> None:
+    """Entry point of the ``encml`` command."""
+    app(prog_name="encml")
+
+
+@app.callback(
+    epilog="Start with:  encml run configs/mnist_federated.yaml",
+)
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False,
+) -> None:
+    """Train one PyTorch model together, and use it, without showing each other the data."""
+    Settings.debug, Settings.verbose = debug, verbose
+
+
+@app.command(
+    epilog="""
+Examples:
+
+  encml run configs/mnist_federated.yaml
+
+  encml run configs/mnist_federated.yaml --set federated.rounds=3 --set 'privacy={unit: none}'
+
+  encml run --resume runs/mnist-20270101-120000
+"""
+)
+def run(
+    config: Annotated[Path | None, typer.Argument(help="The experiment's YAML file.", show_default=False)] = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the file; may be repeated."),
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start anew, even if a run was interrupted.")] = False,
+    resume: Annotated[
+        Path | None, typer.Option("--resume", metavar="FOLDER", help="Go on with the interrupted run in this folder.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="Make the run's folder in here.")
+    ] = None,
+) -> None:
+    """Run an experiment: federated training, then private inference, then a report.
+
+    An interrupted run of the same experiment goes on after its last round.
+    """
+    run_command(
+        "experiments",
+        "run",
+        config_file=config,
+        assignments=assignments or [],
+        fresh=fresh,
+        resume=resume,
+        output=output,
+    )
+
+
+@app.command(epilog="Example:  encml check configs/mnist_federated.yaml --set federated.rounds=3")
+def check(
+    config: Annotated[Path, typer.Argument(help="The experiment's YAML file.", show_default=False)],
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key; may be repeated.")
+    ] = None,
+) -> None:
+    """Check an experiment's file and print it with every key resolved, without running it."""
+    run_command("files", "check", config_file=config, assignments=assignments or [])
+
+
+@app.command(epilog="Example:  encml report runs/mnist-20270101-120000")
+def report(
+    folder: Annotated[Path, typer.Argument(help="The folder of a finished run.", show_default=False)],
+) -> None:
+    """Make report.html of a finished run anew."""
+    run_command("experiments", "report", folder=folder)
+
+
+@keys.command(
+    "init",
+    epilog="""
+Example:
+
+  encml keys init keys --hosts julia.example,greg.example,me.example --clients alice,bob --cluster cluster.yaml
+""",
+)
+def keys_init(
+    folder: Annotated[Path, typer.Argument(help="Where the keys go.", show_default=False)],
+    hosts: Annotated[
+        str,
+        typer.Option(metavar="A,B,C", help="Names or addresses of the three parties' hosts."),
+    ] = "localhost,localhost,localhost",
+    clients: Annotated[str, typer.Option(metavar="NAME,...", help="Who may send requests.")] = "client",
+    owner: Annotated[str, typer.Option(help="Who may put models into the cluster.")] = "owner",
+    days: Annotated[int, typer.Option(min=1, help="How long the certificates are valid.")] = 365,
+    cluster: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write a cluster file that uses these keys.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace keys that are there.")] = False,
+) -> None:
+    """Make the keys of a new cluster: an authority, three parties, an owner and clients."""
+    run_command(
+        "clusters",
+        "keys_init",
+        folder=folder,
+        hosts=hosts,
+        clients=clients,
+        owner=owner,
+        days=days,
+        cluster=cluster,
+        overwrite=overwrite,
+    )
+
+
+@keys.command("add-client", epilog="Example:  encml keys add-client keys carol")
+def keys_add_client(
+    folder: Annotated[Path, typer.Argument(help="The cluster's keys, with ca.key.", show_default=False)],
+    name: Annotated[str, typer.Argument(help="The new client's name.", show_default=False)],
+    days: Annotated[int, typer.Option(min=1, help="How long the certificate is valid.")] = 365,
+) -> None:
+    """Make keys for one more client."""
+    run_command("clusters", "keys_add_client", folder=folder, name=name, days=days)
+
+
+@app.command(epilog="Example, on the second host:  encml party --config cluster.yaml --rank 1")
+def party(
+    config: Cluster,
+    rank: Annotated[int, typer.Option("--rank", "-r", min=0, max=2, help="Which party this is.")],
+) -> None:
+    """Run one of the three computing parties until Ctrl-C or SIGTERM."""
+    run_command("clusters", "party", config_file=config, rank=rank)
+
+
+@app.command()
+def version() -> None:
+    """Print the version of encml and of what it computes with."""
+    run_command("files", "version")
