@@ -30,6 +30,7 @@ class ThreadTransport(Transport):
     def __init__(self, rank: int, links: Links) -> None:
         self.local = (rank,)
         self.ledger = Ledger()
+        self.transcript: list[tuple[int, str, Tensor]] = []
         self._links = links
 
     def exchange(self, messages: Sequence[Message], operation: str) -> list[Tensor | None]:
@@ -61,6 +62,7 @@ class ThreadTransport(Transport):
                 self._links[rank, other].put(None)
 
     def _send(self, to: int, operation: str, payload: Tensor) -> None:
+        self.transcript.append((to, operation, payload.clone()))
         self._links[self.local[0], to].put((operation, payload.clone()))
 
     def _receive(self, message: Message, operation: str) -> Tensor:
@@ -75,8 +77,8 @@ class ThreadTransport(Transport):
         return payload
 
 
-def run_apart(script: Callable[[Parties], T], seed: int) -> tuple[list[T], list[Ledger]]:
-    """Run ``script`` as each of the three parties; their results and ledgers in order of rank.
+def run_apart(script: Callable[[Parties], T], seed: int) -> tuple[list[T], list[ThreadTransport]]:
+    """Run ``script`` as each of the three parties; their results and transports in order of rank.
 
     An error in any party ends all of them and is raised here: the first one that was not another party's going away.
     """
@@ -103,4 +105,4 @@ def run_apart(script: Callable[[Parties], T], seed: int) -> tuple[list[T], list[
     unread = [key for key, link in links.items() if any(item is not None for item in link.queue)]
     if unread:
         raise ProtocolError(f"messages that nobody read: {unread}")
-    return [results[rank] for rank in range(PARTIES)], [transport.ledger for transport in transports]
+    return [results[rank] for rank in range(PARTIES)], transports

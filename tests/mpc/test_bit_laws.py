@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plain import RING, SHAPES, in_process, opened, opened_bits, random_ring, ring, split, split_bits, wrap
+from plain_ring import RING, SHAPES, in_process, opened, opened_bits, random_ring, ring, split, split_bits, wrap
 from torch import Tensor
 
 from encml.mpc.comparison import SecretBits, invert, negative, select, select_with_bit, to_arithmetic

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from plain import in_process, random_ring, split, split_bits
+from plain_ring import in_process, random_ring, split, split_bits
 from torch import Tensor
 
 from encml.mpc import sharing

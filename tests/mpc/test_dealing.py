@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plain import RING, SHAPES, in_process, opened, random_ring, ring
+from plain_ring import RING, SHAPES, in_process, opened, random_ring, ring
 from torch import Tensor
 
 from encml.errors import ProtocolError

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from party_threads import run_apart
-from plain import in_process, random_ring, split, split_bits
+from plain_ring import in_process, random_ring, split, split_bits
 from torch import Tensor
 
 from encml.errors import ProtocolError
@@ -120,14 +120,21 @@ def whole_ledger(ledgers: list[Ledger]) -> dict[str, tuple[int, tuple[int, ...]]
 
 @pytest.mark.parametrize("name", sorted(PAYLOADS))
 def test_shares_are_bit_for_bit_the_in_process_ones(name: str) -> None:
-    together = in_process(SEED)
+    sent: list[list[tuple[int, str, Tensor]]] = [[], [], []]
+    together = Parties(LocalTransport(tap=lambda s, d, payload, op: sent[s].append((d, op, payload.clone()))), SEED)
     expected = PAYLOADS[name](together)
-    results, ledgers = run_apart(PAYLOADS[name], SEED)
+    results, transports = run_apart(PAYLOADS[name], SEED)
     for rank, result in enumerate(results):
         assert len(result) == len(expected)
         for mine, all_three in zip(result, expected, strict=True):
             assert torch.equal(mine, all_three[[rank, (rank + 1) % 3]])
-    assert whole_ledger(ledgers) == whole_ledger([together.ledger])
+    assert whole_ledger([transport.ledger for transport in transports]) == whole_ledger([together.ledger])
+    # What the secrecy tests see in one process is what real parties send.
+    for rank, transport in enumerate(transports):
+        assert len(transport.transcript) == len(sent[rank])
+        for (to, operation, mine), (there, booked, theirs) in zip(transport.transcript, sent[rank], strict=True):
+            assert (to, operation) == (there, booked)
+            assert torch.equal(mine.view(theirs.shape), theirs)
 
 
 def test_what_is_opened_is_the_same() -> None:

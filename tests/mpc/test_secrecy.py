@@ -1,0 +1,278 @@
+"""No message tells its receiver anything, for every message of every protocol; and the test notices a missing mask.
+
+How: see party_views.py. The second half takes out every mask of every protocol, one at a time, or replaces it by one
+that its receiver knows, and asserts that the same test finds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+import torch
+from party_views import ALARM, Case, Frozen, Inputs, N, Nibbles, Tamper, leaks, least_p_value, nibbles, received
+from plain_ring import wrap
+from torch import Tensor
+
+from encml.mpc import dealing, sharing
+from encml.mpc.comparison import invert, negative, select, select_with_bit, to_arithmetic
+from encml.mpc.multiplication import and_bits, product
+from encml.mpc.parties import Parties, known
+from encml.mpc.truncation import truncate, truncate_rows
+from encml.ring.prg import KeyStream
+
+RING = ((0,), (2**62 - 2**20 - 1,), (-(2**61) - 0x123456789ABCDEF,))
+"""One secret: nothing, nearly the bound, and a negative one that differs in every byte."""
+FACTORS = ((0, 0), (2**31 - 2**17 + 77, 2**31 - 2**16 - 5), (-(2**31) + 2**17 - 99, 2**31 - 2**16 - 5))
+"""Two secrets whose product is nothing, nearly the bound, or nearly its negative."""
+ODD = 0x123456789ABCDEF1
+SAME_PRODUCT = tuple((wrap(k), wrap(24 * pow(k, -1, 2**64))) for k in (1, 3, ODD, -ODD))
+BITS = ((0,), (1,))
+
+
+def two_products(parties: Parties, inputs: Inputs) -> None:
+    for _ in range(2):
+        parties.reshare(product(parties, torch.mul, inputs.payload(0), inputs.payload(1)), "test")
+
+
+def truncated_product(m: int) -> Callable[[Parties, Inputs], Tensor]:
+    return lambda p, i: truncate_rows(p, product(p, torch.mul, i.payload(0), i.payload(1)), m)
+
+
+def refresh(parties: Parties, inputs: Inputs) -> None:
+    """What parties ``first`` and ``first`` + 1 hold between them, reshared."""
+    first, x = parties.next_lead(), inputs.payload(0)
+    left = known(parties.share(x, first)) + known(parties.share(x, first + 1))
+    parties.reshare_pair(first, left, parties.share(x, first + 2), (N,), "test")
+
+
+def and_of_bits(parties: Parties, inputs: Inputs) -> None:
+    and_bits(parties, inputs.bits(0).plane, inputs.bits(1).plane, "test")
+
+
+def relu(parties: Parties, inputs: Inputs) -> None:
+    x = inputs.payload(0)
+    select_with_bit(parties, invert(parties, negative(parties, x, 8)), x)
+
+
+def from_owner(owner: int) -> Case:
+    def run(parties: Parties, inputs: Inputs) -> None:
+        sharing.share_from(parties, owner, torch.full((N,), inputs.secret[0]), (N,))
+
+    return Case(run, RING, ("x_o",), insiders=(owner,))
+
+
+PAIR = ("low", "high")
+DEAL = ("a", "c0", "b")
+CASES: dict[str, Case] = {
+    **{f"share from {owner}": from_owner(owner) for owner in range(3)},
+    "product": Case(
+        lambda p, i: p.reshare(product(p, torch.mul, i.payload(0), i.payload(1)), "test"), FACTORS, ("zero",)
+    ),
+    "two products": Case(two_products, FACTORS, ("zero 1", "zero 2")),
+    "open a product": Case(
+        # The product itself is what is revealed: only its factors are to stay secret.
+        lambda p, i: p.open_rows(product(p, torch.mul, i.payload(0), i.payload(1)), "test"),
+        SAME_PRODUCT,
+        ("zero",),
+    ),
+    "reshare a pair": Case(refresh, RING, PAIR),
+    "and": Case(and_of_bits, ((0, 0), (0, 1), (1, 0), (1, 1)), ("zero",)),
+    "product, truncate by 16": Case(truncated_product(16), FACTORS, ("zero", *DEAL, *PAIR)),
+    "product, truncate by 20": Case(truncated_product(20), FACTORS, ("zero", *DEAL, *PAIR)),
+    "product, truncate by 40": Case(truncated_product(40), FACTORS, ("zero", *DEAL, *PAIR)),
+    "truncate": Case(lambda p, i: truncate(p, i.payload(0), 16), RING, (*DEAL, "split", *PAIR), unneeded=("split",)),
+    "compare 16 bits": Case(
+        lambda p, i: negative(p, i.payload(0), 16),
+        RING,
+        ("s0", *PAIR, *(f"level {k}" for k in range(1, 5))),
+    ),
+    "to arithmetic": Case(lambda p, i: to_arithmetic(p, i.bits(0)), BITS, ("masks", *PAIR)),
+    "select": Case(
+        lambda p, i: select(p, i.bits(0), i.payload(1)), ((0, 5), (1, 5), (1, -(2**60)), (0, 2**61)), ("masks", *PAIR)
+    ),
+    "select with bit": Case(
+        lambda p, i: select_with_bit(p, i.bits(0), i.payload(1)),
+        ((0, 5), (1, 5), (1, -(2**60))),
+        ("masks", *PAIR),
+    ),
+}
+LARGE: dict[str, Case] = {
+    "compare 64 bits": Case(lambda p, i: negative(p, i.payload(0)), RING[1:]),
+    "relu": Case(relu, RING[1:]),
+}
+
+
+@pytest.mark.parametrize("name", [*CASES, *LARGE])
+def test_no_view_depends_on_the_secret(name: str) -> None:
+    assert list(leaks((CASES | LARGE)[name])) == []
+
+
+@pytest.mark.parametrize("receiver", [0, 1, 2])
+def test_only_the_receiver_of_a_secret_receives_anything(receiver: int) -> None:
+    case = Case(lambda p, i: sharing.open_to(p, i.payload(0), receiver), RING)
+    sizes = [len(received(case, party, 0, 0)) for party in range(3)]
+    assert [size > 0 for size in sizes] == [party == receiver for party in range(3)]
+
+
+@pytest.mark.parametrize("party", [0, 1, 2])
+def test_opening_sends_each_party_only_the_share_it_lacks(party: int) -> None:
+    """Which its own shares and the revealed value determine, so nothing else is revealed."""
+    lacking: list[Tensor] = []
+
+    def run(parties: Parties, inputs: Inputs) -> None:
+        x = inputs.payload(0)
+        lacking.append(known(parties.share(x, party + 2)))
+        sharing.open_to_all(parties, x)
+        sharing.open_to(parties, x, party)
+
+    seen = received(Case(run, RING), party, 0, 1)
+    assert np.array_equal(seen, np.concatenate([nibbles(lacking[0])] * 2))
+
+
+# Tampered versions -----------------------------------------------------------------------------------------------
+
+
+def tampered(which: int, shift: int) -> Tamper:
+    """Mask number ``which`` is absent (shift 0), or from another stream: one that its receiver knows, too."""
+
+    def tamper(parties: Parties) -> None:
+        count = iter(range(1000))
+        common, mask_rows = parties.common, parties._mask_rows
+
+        def tampered_common(stream: int, shape: Sequence[int], dtype: torch.dtype = torch.int64) -> Tensor | None:
+            if next(count) != which:
+                return common(stream, shape, dtype)
+            mask = common(stream + shift, shape, dtype)
+            return mask if shift else torch.zeros_like(known(mask))
+
+        def tampered_rows(shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+            own, previous = mask_rows(shape)
+            if next(count) != which:
+                return own, previous
+            if not shift:
+                return torch.zeros_like(own), torch.zeros_like(previous)
+            # Row i goes to party i - 1, who holds streams i - 1 and i - 2.
+            return (torch.zeros_like(own), previous) if shift == 1 else (own.roll(1, 0), previous.roll(1, 0))
+
+        parties.common = tampered_common  # type: ignore[method-assign]
+        parties._mask_rows = tampered_rows  # type: ignore[method-assign]
+
+    return tamper
+
+
+def detected(case: Case, tamper: Tamper) -> bool:
+    """Half-bytes alone first, which is quick, then pairs."""
+    return any(any(True for _ in leaks(case, tamper, pairs)) for pairs in (False, True))
+
+
+MASKS = [(name, k) for name, case in CASES.items() for k in range(len(case.draws))]
+
+
+@pytest.mark.parametrize("shift", [0, 1, 2], ids=["absent", "from the next stream", "from the stream before"])
+@pytest.mark.parametrize(("name", "which"), MASKS, ids=[f"{name}: {CASES[name].draws[k]}" for name, k in MASKS])
+def test_a_mask_taken_out_or_known_to_the_receiver_is_noticed(name: str, which: int, shift: int) -> None:
+    case = CASES[name]
+    assert detected(case, tampered(which, shift)) == (case.draws[which] not in case.unneeded)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_mask_drawn_is_among_those_taken_out(name: str) -> None:
+    drawn = 0
+
+    def count(parties: Parties) -> None:
+        common, mask_rows = parties.common, parties._mask_rows
+
+        def counted(function: Callable[..., object]) -> Callable[..., object]:
+            def call(*arguments: object) -> object:
+                nonlocal drawn
+                drawn += 1
+                return function(*arguments)
+
+            return call
+
+        parties.common = counted(common)  # type: ignore[method-assign, assignment]
+        parties._mask_rows = counted(mask_rows)  # type: ignore[method-assign, assignment]
+
+    received(CASES[name], 2, 0, 0, count)
+    assert drawn == len(CASES[name].draws)
+
+
+def test_a_mask_used_twice_is_noticed() -> None:
+    """Each message alone is uniform; their difference is not."""
+
+    def tamper(parties: Parties) -> None:
+        mask_rows = parties._mask_rows
+        kept: list[tuple[Tensor, Tensor]] = []
+
+        def same_rows(shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+            kept.append(mask_rows(shape))
+            return kept[0][0].clone(), kept[0][1].clone()
+
+        parties._mask_rows = same_rows  # type: ignore[method-assign]
+
+    def run(parties: Parties, inputs: Inputs) -> None:
+        x, y = inputs.payload(0), inputs.payload(1)
+        parties.reshare(product(parties, torch.mul, x, y), "test")
+        parties.reshare(product(parties, torch.mul, x, x), "test")
+
+    case = Case(run, FACTORS)
+    assert not list(leaks(case))
+    assert not list(leaks(case, tamper, pairs=False))
+    assert list(leaks(case, tamper, pairs=True))
+
+
+# Dealing from outside --------------------------------------------------------------------------------------------
+
+KEYS = (b"seed of share 0.", b"seed of share 1.")
+
+
+def parcel_of(party: int, secret: int, streams: dict[bytes, object], keys: tuple[bytes, bytes]) -> Nibbles:
+    """The ring elements in ``party``'s parcel of a dealt ``secret``, its own seeds frozen; by half-bytes."""
+    dealt_keys = iter(keys)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dealing, "fresh_key", lambda: next(dealt_keys))
+        patch.setattr(dealing, "KeyStream", lambda key: streams.get(key) or KeyStream(key))
+        parcel = dealing.deal(torch.full((N,), secret))[party]
+    elements = [half for half in (parcel.first, parcel.second) if isinstance(half, Tensor)]
+    return np.concatenate([nibbles(half) for half in elements])
+
+
+class Absent:
+    """A stream of zeros."""
+
+    def words(self, shape: tuple[int, ...], dtype: torch.dtype = torch.int64) -> Tensor:
+        return torch.zeros(shape, dtype=dtype)
+
+
+def dealing_leaks(party: int, absent: int | None = None, same_seed: bool = False) -> bool:
+    known_key = KEYS[1] if party == 1 else KEYS[0]
+
+    def view(secret: int, fresh: bytes) -> Nibbles:
+        # The seed that this party lacks is another one for every secret.
+        keys = (KEYS[0], fresh) if known_key == KEYS[0] else (fresh, KEYS[1])
+        streams: dict[bytes, object] = {known_key: Frozen(5)}
+        if absent is not None:
+            streams[keys[absent]] = Absent()
+        return parcel_of(party, secret, streams, (known_key, known_key) if same_seed else keys)
+
+    views = [view(secret, f"fresh for view {k}".encode()[:16].ljust(16)) for k, (secret,) in enumerate(RING)]
+    return min(least_p_value(views[0], other) for other in views[1:]) < ALARM
+
+
+def test_party_0_is_dealt_seeds_only() -> None:
+    parcel = dealing.deal(torch.zeros(N, dtype=torch.int64))[0]
+    assert isinstance(parcel.first, bytes)
+    assert isinstance(parcel.second, bytes)
+
+
+@pytest.mark.parametrize("party", [1, 2])
+def test_a_parcel_does_not_depend_on_the_secret(party: int) -> None:
+    assert not dealing_leaks(party)
+
+
+@pytest.mark.parametrize(("party", "absent"), [(1, 0), (2, 1)])
+def test_a_parcel_masked_only_by_what_its_party_knows_is_noticed(party: int, absent: int) -> None:
+    assert dealing_leaks(party, absent=absent)
+    assert dealing_leaks(party, same_seed=True)
