@@ -43,6 +43,8 @@ def conv2d_weight_gradient(
     """The adjoint of ``conv2d`` in the weight: x (N, C, H, W), gradient (N, O, H', W') to (O, C / groups, *size)."""
     n, channels = x.shape[:2]
     out_channels = gradient.shape[1]
+    if n == 0:
+        return gradient.new_zeros(out_channels, channels // groups, *size)
     # Batch and channel change places: a correlation of x with the gradient as a kernel of dilation ``stride``.
     images = x.view(n, groups, channels // groups, *x.shape[2:]).permute(2, 1, 0, 3, 4)
     images = images.reshape(channels // groups, groups * n, *x.shape[2:])
