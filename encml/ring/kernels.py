@@ -5,7 +5,6 @@ All tensors are int64. Products and sums wrap modulo 2^64, as the ring wants. ``
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
