@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from encml.mpc.parties import Parties
+from encml.ring.layout import stack
 
 Bilinear = Callable[[Tensor, Tensor], Tensor]
 """Any map over Z_2^64 that is linear in each argument: element-wise product, matmul, convolution, ..."""
@@ -25,7 +26,7 @@ def product(parties: Parties, f: Bilinear, x: Tensor, y: Tensor) -> Tensor:
         f(own_x, own_y + next_y) + f(next_x, own_y)
         for (own_x, next_x), (own_y, next_y) in zip(parties.held(x), parties.held(y), strict=True)
     ]
-    return torch.stack(terms)
+    return stack(terms)
 
 
 def and_bits(parties: Parties, x: Tensor, y: Tensor, operation: str) -> Tensor:

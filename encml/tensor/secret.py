@@ -8,8 +8,7 @@ once, late, and on fewer elements where pooling came first.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -17,10 +16,12 @@ from torch import Tensor
 from encml.mpc.session import Session
 from encml.mpc.sharing import public
 from encml.mpc.truncation import truncate, truncate_rows
-from encml.ring.fixed import encode
+from encml.ring.layout import in_memory_order
+from encml.tensor.public import Operand, term
 
 SLACK_BITS = 8
-"""Fraction bits beyond 2f that may pile up before a secret is settled, so |value| < 2^(54 - 2f) until then."""
+"""Fraction bits beyond 2f that averages may pile up before a secret is settled: the sums that they are made of must
+stay below 2^(54 - 2f) then, 2^22 at f = 16. Everything else stays within 2f bits, where the whole range fits."""
 
 
 class Secret:
@@ -45,11 +46,10 @@ class Secret:
         return f"Secret(shape={self.shape}, fraction_bits={self.fraction_bits}, {state})"
 
     @classmethod
-    def of_public(cls, session: Session, values: Tensor, fraction_bits: int | None = None) -> Secret:
-        """Public values as a secret; integers and bools get no fraction bits unless told. No communication."""
-        if fraction_bits is None:
-            fraction_bits = session.fraction_bits if values.dtype.is_floating_point else 0
-        return cls(session, fraction_bits, payload=public(session.parties, encode(values, fraction_bits)))
+    def of_public(cls, session: Session, values: Operand) -> Secret:
+        """Public values as a secret term, see ``encml.tensor.public.term``. No communication."""
+        integers, bits = term(values, session.fraction_bits)
+        return cls(session, bits, payload=public(session.parties, integers))
 
     @property
     def shape(self) -> torch.Size:
@@ -86,14 +86,14 @@ class Secret:
         round and 8 B. A payload with too many fraction bits: 2 rounds and 6.1 B.
         """
         parties, excess = self.session.parties, self.fraction_bits - self.session.fraction_bits
-        if self._rows is not None:
+        if self.pending:
             if excess > 0:
-                self._payload = truncate_rows(parties, self._rows, excess)
+                self._payload = in_memory_order(lambda t: truncate_rows(parties, t, excess), self.terms)
             else:
-                self._payload = parties.reshare(self._rows, "multiply")
+                self._payload = in_memory_order(lambda t: parties.reshare(t, "multiply"), self.terms)
             self._rows = None
         elif excess > 0:
-            self._payload = truncate(parties, self.terms, excess)
+            self._payload = in_memory_order(lambda t: truncate(parties, t, excess), self.terms)
         if excess > 0:
             self.fraction_bits = self.session.fraction_bits
         return self
@@ -114,28 +114,50 @@ class Secret:
             self.settle()
         return self.terms
 
-    def adopt(self, other: Secret) -> None:
-        """Take over another secret's contents (``p.data = q``)."""
-        self.session, self.fraction_bits = other.session, other.fraction_bits
-        self._payload, self._rows, self.viewed = other._payload, other._rows, other.viewed
-
     def at_bits(self, fraction_bits: int) -> Tensor:
         """The terms scaled up, exactly and locally, to ``fraction_bits`` >= the present count."""
         shift = fraction_bits - self.fraction_bits
         return self.terms << shift if shift else self.terms
 
+    def for_views(self, fraction_bits: int) -> Tensor:
+        """The payload, from now on shared with views: it keeps its place in memory and its fraction bits.
 
-def scalar_bits(value: float, fraction_bits: int) -> int:
-    """The fraction bits at which a public number is encoded: exact if it can be, else to 2^-f relative.
+        fraction_bits: at least as many, so that whatever is written through a view later finds room.
+        """
+        self.settle()
+        if not self.viewed:
+            self._payload = self.at_bits(max(fraction_bits, self.fraction_bits))
+            self.fraction_bits = max(fraction_bits, self.fraction_bits)
+            self.viewed = True
+        return self.payload
 
-    Integers and dyadic fractions such as 0.5 take no more bits than they have; small numbers such as a learning rate
-    of 0.001 take more than f (up to f + SLACK_BITS), for f bits would leave them only a few significant ones.
+    def room(self, size: Sequence[int], stride: Sequence[int]) -> Tensor:
+        """Memory for a payload (S, *size) in which every share has ``stride``; whatever was there before."""
+        span = max(1, 1 + sum((n - 1) * step for n, step in zip(size, stride, strict=True)))
+        return self.terms.new_empty_strided((self.session.parties.shares_here, *size), (span, *stride))
+
+    def overwrite(self, source: Secret) -> None:
+        """Take the value of ``source``, settled and broadcast, in place: views and other owners of this secret see it.
+
+        A viewed secret keeps its memory; any other gets new memory of the same layout.
+        """
+        payload, bits = source.payload, source.fraction_bits
+        if not self.viewed:
+            self._payload = self.room(self.shape, self.terms.stride()[1:])
+            self._rows, self.fraction_bits = None, bits
+        target = self.payload
+        target.copy_(_pad(payload << (self.fraction_bits - bits), target.ndim))
+
+
+def headroom(value: Secret, integers: Tensor, bits: int) -> Secret:
+    """``value``, settled first where a product with public ``integers / 2^bits`` might leave the ring.
+
+    A division by 2^k makes no integer larger, so it may add up to SLACK_BITS beyond 2f.
     """
-    if value == 0 or not math.isfinite(value):
-        return 0
-    denominator = value.as_integer_ratio()[1].bit_length() - 1 if isinstance(value, float) else 0
-    wanted = fraction_bits + max(0, -math.floor(math.log2(abs(value))))
-    return min(denominator, wanted, fraction_bits + SLACK_BITS)
+    limit = 2 * value.session.fraction_bits
+    if integers.ndim == 0 and abs(int(integers)) <= 1:
+        limit += SLACK_BITS
+    return value.settle() if value.fraction_bits + bits > limit else value
 
 
 def align(left: Secret, right: Secret) -> tuple[Tensor, Tensor, int, bool]:
@@ -143,7 +165,8 @@ def align(left: Secret, right: Secret) -> tuple[Tensor, Tensor, int, bool]:
 
     No communication, unless one has so many fraction bits more than the other that it is settled first.
     """
-    limit = 2 * left.session.fraction_bits + SLACK_BITS
+    whole_range = 2 * left.session.fraction_bits
+    limit = whole_range + SLACK_BITS if left.fraction_bits == right.fraction_bits else whole_range
     for secret in (left, right):
         if secret.fraction_bits > limit:
             secret.settle()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NoReturn
 
@@ -13,9 +12,8 @@ from encml.errors import SecretError, UnsupportedOperation
 from encml.mpc.session import Session
 from encml.mpc.sharing import open_to, open_to_all
 from encml.ring.fixed import decode
+from encml.tensor.refusals import refuse_truth, refuse_values, unsupported
 from encml.tensor.secret import Secret
-
-ADVICE = "call reveal() to open it to all parties first, if that is what you mean"
 
 
 class SharedTensor(torch.Tensor):
@@ -91,21 +89,21 @@ class SharedTensor(torch.Tensor):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         handler = cls.handlers.get(func)
-        if handler is None:
-            raise _unsupported(func, cls.handlers)
-        with _session_of(args).ledger.operation(func._schema.name.removeprefix("aten::")):
-            return handler(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if handler is not None:
+            session = _session_of((*args, *kwargs.values()))
+            with session.ledger.operation(func._schema.name.removeprefix("aten::")):
+                return handler(*args, **kwargs)
+        if func._can_decompose():
+            # Where autograd is off altogether (inference mode), composite operators arrive whole.
+            return func.decompose(*args, **kwargs)
+        raise unsupported(func, cls.handlers)
 
     # What would leak ------------------------------------------------------------------------------------------
 
-    def __bool__(self) -> NoReturn:
-        raise SecretError(f"the truth of a secret cannot steer plain Python code; {ADVICE}")
-
-    def _refuse(self, *_: object, **__: object) -> NoReturn:
-        raise SecretError(f"a SharedTensor's values are not visible; {ADVICE}")
-
-    __float__ = __int__ = __index__ = __complex__ = item = tolist = numpy = __array__ = _refuse
-    __contains__ = _refuse
+    __bool__ = refuse_truth
+    __float__ = __int__ = __index__ = __complex__ = item = tolist = numpy = __array__ = refuse_values
+    __contains__ = __dlpack__ = __dlpack_device__ = refuse_values
 
     def __format__(self, spec: str) -> str:
         return repr(self)
@@ -159,23 +157,8 @@ def secret(tensor: Tensor) -> Secret:
 
 def _session_of(arguments: Sequence[Any]) -> Session:
     """The session of the first SharedTensor among the arguments, lists included."""
-    found: list[Session] = []
     for argument in arguments:
-        if isinstance(argument, SharedTensor):
-            return argument._secret.session
-        if isinstance(argument, list | tuple):
-            found += [item._secret.session for item in argument if isinstance(item, SharedTensor)]
-    if not found:
-        raise UnsupportedOperation("an operation got its SharedTensor by keyword or nested where it is not looked for")
-    return found[0]
-
-
-def _unsupported(func: Any, handlers: Mapping[Any, Any]) -> Exception:
-    name = str(func).removeprefix("aten.")
-    base = name.split(".")[0]
-    if name.endswith("out") or "out" in name.split(".")[-1].split("_"):
-        return SecretError(f"{base}: a secret cannot be written to out=; use the form that returns its result")
-    known = sorted({str(op).removeprefix("aten.").split(".")[0] for op in handlers})
-    near = difflib.get_close_matches(base.strip("_"), known, n=3, cutoff=0.5)
-    hint = f"; nearest supported: {', '.join(near)}" if near else ""
-    return UnsupportedOperation(f"{name} has no secret-shared version{hint}")
+        for item in argument if isinstance(argument, list | tuple) else (argument,):
+            if isinstance(item, SharedTensor):
+                return item._secret.session
+    raise UnsupportedOperation("an operation got its SharedTensor nested where it is not looked for")

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from encml.tensor.handlers import arithmetic, compare, copies, linear, views
+from encml.tensor.handlers import arithmetic, compare, copies, creation, linear, losses, views
 from encml.tensor.handlers.common import in_place
+from encml.tensor.refusals import refuse_values
 
 aten = torch.ops.aten
 
@@ -44,7 +45,7 @@ HANDLERS: dict[Any, Callable[..., Any]] = {
     aten.flip.default: copies.each_term(aten.flip.default),
     aten.roll.default: copies.each_term(aten.roll.default),
     aten.repeat.default: copies.each_term(aten.repeat.default),
-    aten.cumsum.default: copies.each_term(aten.cumsum.default),
+    aten.cumsum.default: copies.cumsum,
     aten.tril.default: copies.each_term(aten.tril.default),
     aten.triu.default: copies.each_term(aten.triu.default),
     aten.constant_pad_nd.default: copies.pad,
@@ -60,11 +61,13 @@ HANDLERS: dict[Any, Callable[..., Any]] = {
     aten.diagonal_backward.default: copies.each_term(aten.diagonal_backward.default),
     aten.unfold_backward.default: copies.each_term(aten.unfold_backward.default),
     # Public values as secrets
-    aten.zeros_like.default: copies.like_filled(0.0),
-    aten.ones_like.default: copies.like_filled(1.0),
-    aten.full_like.default: arithmetic.filled_like,
-    aten.new_zeros.default: copies.new_filled(0.0),
-    aten.new_ones.default: copies.new_filled(1.0),
+    aten.zeros_like.default: creation.like(0),
+    aten.ones_like.default: creation.like(1),
+    aten.full_like.default: creation.full_like,
+    aten.new_zeros.default: creation.new(0),
+    aten.new_ones.default: creation.new(1),
+    aten.new_full.default: creation.new_full,
+    aten.new_empty_strided.default: creation.new_empty_strided,
     # Arithmetic
     aten.add.Tensor: arithmetic.add,
     aten.add.Scalar: arithmetic.add,
@@ -109,10 +112,23 @@ HANDLERS: dict[Any, Callable[..., Any]] = {
     aten.eq.Scalar: compare.eq,
     aten.ne.Tensor: compare.ne,
     aten.ne.Scalar: compare.ne,
+    # Bools
     aten.logical_not.default: compare.logical_not,
-    aten.bitwise_not.default: compare.logical_not,
+    aten.bitwise_not.default: compare.bitwise_not,
+    aten.logical_and.default: arithmetic.logical_and,
+    aten.bitwise_and.Tensor: arithmetic.logical_and,
+    aten.bitwise_and.Scalar: arithmetic.logical_and,
+    aten.logical_or.default: arithmetic.logical_or,
+    aten.bitwise_or.Tensor: arithmetic.logical_or,
+    aten.bitwise_or.Scalar: arithmetic.logical_or,
+    aten.logical_xor.default: arithmetic.logical_xor,
+    aten.bitwise_xor.Tensor: arithmetic.logical_xor,
+    aten.bitwise_xor.Scalar: arithmetic.logical_xor,
+    # ReLU and losses
     aten.relu.default: compare.relu,
     aten.threshold_backward.default: compare.threshold_backward,
+    aten.mse_loss.default: losses.mse_loss,
+    aten.mse_loss_backward.default: losses.mse_loss_backward,
     # In place
     aten.copy_.default: copies.copy_,
     aten.fill_.Scalar: copies.fill_,
@@ -131,4 +147,9 @@ HANDLERS: dict[Any, Callable[..., Any]] = {
     aten.div_.Scalar: in_place(arithmetic.div),
     aten.pow_.Scalar: in_place(arithmetic.power),
     aten.relu_.default: in_place(compare.relu),
+    # Values made plain
+    aten._local_scalar_dense.default: refuse_values,
+    aten.equal.default: refuse_values,
+    aten.is_nonzero.default: refuse_values,
+    aten.item.default: refuse_values,
 }

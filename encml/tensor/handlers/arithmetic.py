@@ -5,21 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from encml.errors import UnsupportedOperation
-from encml.ring.fixed import encode
-from encml.tensor.handlers.common import (
-    Number,
-    Operand,
-    as_secret,
-    bilinear,
-    encode_public,
-    headroom,
-    result_dtype,
-    ring_public,
-    session_of,
-    wrap,
-)
-from encml.tensor.secret import Secret, align, broadcast
+from encml.errors import InvalidTensor, UnsupportedOperation
+from encml.ring.fixed import bound
+from encml.tensor.handlers.common import as_secret, bilinear, by_public, result_dtype, session_of, wrap
+from encml.tensor.handlers.creation import full_like
+from encml.tensor.public import Number, Operand, factor
+from encml.tensor.secret import Secret, align, headroom
 from encml.tensor.shared import SharedTensor, secret
 
 
@@ -32,75 +23,87 @@ def add_secrets(left: Secret, right: Secret, sign: int = 1) -> Secret:
 
 def add(x: Operand, y: Operand, *, alpha: Number = 1) -> SharedTensor:
     """add.Tensor, add.Scalar: x + alpha * y. No communication, but for a fractional alpha's rescaling, later."""
-    session = session_of(x, y)
+    session, dtype = session_of(x, y), result_dtype(x, y)
+    if dtype == torch.bool:
+        return logical_or(x, y)
     right = as_secret(y, session)
     sign = 1
     if alpha == -1:
         sign = -1
     elif alpha != 1:
         right = scale(right, alpha)
-    return wrap(add_secrets(as_secret(x, session), right, sign), result_dtype(x, y, alpha))
+    return wrap(add_secrets(as_secret(x, session), right, sign), dtype)
 
 
 def sub(x: Operand, y: Operand, *, alpha: Number = 1) -> SharedTensor:
     """sub.Tensor, sub.Scalar: x - alpha * y."""
+    for operand in (x, y):
+        if isinstance(operand, bool) or (isinstance(operand, Tensor) and operand.dtype == torch.bool):
+            raise UnsupportedOperation(
+                "sub: PyTorch does not subtract bools; use ~ or logical_not(), or .float() first"
+            )
     return add(x, y, alpha=-alpha)
 
 
 def rsub(x: Operand, y: Operand, alpha: Number = 1) -> SharedTensor:
     """rsub: y - alpha * x."""
-    return add(y, x, alpha=-alpha)
+    return sub(y, x, alpha=alpha)
 
 
 def neg(x: SharedTensor) -> SharedTensor:
     """neg. No communication."""
+    if x.dtype == torch.bool:
+        raise UnsupportedOperation("neg: bools are not negated; use ~ or logical_not(), or .float() first")
     return wrap(secret(x).linear(torch.neg), x.dtype)
 
 
-def scale(value: Secret, factor: Number) -> Secret:
+def scale(value: Secret, number: Number) -> Secret:
     """A secret times a public number. Local; the product has more fraction bits and is settled later."""
-    integer, bits = encode_public(factor, value.session)
-    held = headroom(value, bits)
+    integer, bits = factor(number, value.session.fraction_bits)
+    held = headroom(value, integer, bits)
     return held.like(held.terms * integer, bits)
 
 
 def mul(x: Operand, y: Operand) -> SharedTensor:
     """mul.Tensor, mul.Scalar. Secret by secret: pending, 3 rounds and 8.75 B a party and element when settled."""
     dtype = result_dtype(x, y)
-    if isinstance(x, SharedTensor) and isinstance(y, SharedTensor):
+    if isinstance(x, Tensor) and isinstance(y, Tensor):
         return wrap(bilinear(torch.mul, x, y), dtype)
-    held, factor = (x, y) if isinstance(x, SharedTensor) else (y, x)
+    held, number = (x, y) if isinstance(x, Tensor) else (y, x)
     assert isinstance(held, SharedTensor)
-    product = _times_public(secret(held), factor) if isinstance(factor, Tensor) else scale(secret(held), factor)
-    return wrap(product, dtype)
-
-
-def _times_public(value: Secret, plain: Tensor) -> Secret:
-    integers, bits = ring_public(plain, value.session)
-    held = headroom(value, bits)
-    assert isinstance(integers, Tensor)
-    a, b = broadcast(held.terms, integers.unsqueeze(0))
-    return held.like(a * b, bits)
+    assert not isinstance(number, Tensor)
+    return wrap(scale(secret(held), number), dtype)
 
 
 def div(x: Operand, y: Operand, *, rounding_mode: str | None = None) -> SharedTensor:
-    """div.Tensor, div.Scalar by something public: a product with its reciprocal, encoded in fixed point."""
-    if isinstance(y, SharedTensor) or rounding_mode is not None:
-        what = "division by a secret" if rounding_mode is None else f"rounding_mode={rounding_mode!r}"
-        raise UnsupportedOperation(f"div: {what} has no secret-shared version yet; divide by a public value")
+    """div.Tensor, div.Scalar by something public: a product with its reciprocal, rounded as every public factor is."""
+    if isinstance(y, SharedTensor):
+        raise UnsupportedOperation(
+            "div: division by a secret has no secret-shared version yet; divide by public values"
+        )
+    if rounding_mode is not None:
+        raise UnsupportedOperation(
+            f"div: rounding_mode={rounding_mode!r} has no secret-shared version yet; leave it out"
+        )
     assert isinstance(x, SharedTensor)
-    dtype = result_dtype(x, 1.0)
-    if isinstance(y, Tensor):
-        return wrap(_times_public(secret(x), y.to(torch.float64).reciprocal()), dtype)
-    if y == 0:
-        raise ZeroDivisionError("a SharedTensor was divided by 0")
-    return wrap(scale(secret(x), 1.0 / float(y)), dtype)
+    dtype = result_dtype(x, y)
+    reciprocal = torch.as_tensor(y, dtype=torch.float64).reciprocal()
+    limit = bound(x.session.fraction_bits)
+    if (reciprocal.abs() >= limit).any():
+        raise InvalidTensor(
+            f"div: the divisor holds 0 or values so small that their reciprocals are beyond the fixed-point range "
+            f"(-{limit:.6g}, {limit:.6g}) at {x.session.fraction_bits} fraction bits"
+        )
+    quotient = by_public(torch.mul, secret(x), reciprocal)
+    return wrap(quotient, dtype if dtype.is_floating_point else torch.get_default_dtype())
 
 
 def power(x: SharedTensor, exponent: Number) -> SharedTensor:
     """pow.Tensor_Scalar for whole exponents from 0, by repeated squaring."""
     if exponent != int(exponent) or exponent < 0:
         raise UnsupportedOperation(f"pow: exponent {exponent} of a secret; supported are whole exponents from 0")
+    if exponent == 0:
+        return full_like(x, 1)
     remaining, base = int(exponent), x
     result: SharedTensor | None = None
     while remaining:
@@ -109,29 +112,34 @@ def power(x: SharedTensor, exponent: Number) -> SharedTensor:
         remaining >>= 1
         if remaining:
             base = mul(base, base)
-    if result is None:
-        return filled_like(x, 1.0)
-    return wrap(secret(result), x.dtype)
+    assert result is not None
+    return wrap(secret(result).linear(torch.clone) if exponent == 1 else secret(result), x.dtype)
 
 
-def square(x: SharedTensor) -> SharedTensor:
-    """square"""
-    return mul(x, x)
+def logical_and(x: Operand, y: Operand) -> SharedTensor:
+    """logical_and, bitwise_and of bools: a product, pending."""
+    _only_bools("and", x, y)
+    return mul(x, y)
 
 
-def filled_like(x: SharedTensor, value: Number, dtype: torch.dtype | None = None, **_: object) -> SharedTensor:
-    """full_like, and through it zeros_like and ones_like: a public value as a secret."""
-    return filled(x, tuple(x.shape), value, dtype)
+def logical_or(x: Operand, y: Operand) -> SharedTensor:
+    """logical_or, bitwise_or of bools: x + y - x y, pending."""
+    _only_bools("or", x, y)
+    session = session_of(x, y)
+    either = add_secrets(as_secret(x, session), as_secret(y, session))
+    return wrap(add_secrets(either, secret(mul(x, y)), -1), torch.bool)
 
 
-def filled(
-    x: SharedTensor, shape: tuple[int, ...], value: Number, dtype: torch.dtype | None = None, **_: object
-) -> SharedTensor:
-    """new_full and its kin: a public value as a secret of the session of ``x``, at full fraction bits."""
-    integers = encode(torch.full(shape, float(value), dtype=torch.float64), x.session.fraction_bits)
-    made = Secret.of_public(x.session, torch.zeros(()), 0)
-    terms = torch.zeros(made.terms.shape[0], *shape, dtype=torch.int64)
-    share = x.session.parties.share(terms, 0)
-    if share is not None:
-        share.copy_(integers)
-    return wrap(Secret(x.session, x.session.fraction_bits, payload=terms), dtype or x.dtype)
+def logical_xor(x: Operand, y: Operand) -> SharedTensor:
+    """logical_xor, bitwise_xor of bools: x + y - 2 x y, pending."""
+    _only_bools("xor", x, y)
+    session = session_of(x, y)
+    either = add_secrets(as_secret(x, session), as_secret(y, session))
+    return wrap(add_secrets(either, scale(secret(mul(x, y)), 2), -1), torch.bool)
+
+
+def _only_bools(name: str, *operands: Operand) -> None:
+    for x in operands:
+        if not (x.dtype == torch.bool if isinstance(x, Tensor) else isinstance(x, bool)):
+            what = x.dtype if isinstance(x, Tensor) else type(x).__name__
+            raise UnsupportedOperation(f"{name}: supported for bools, found {what}; compare with != 0 first")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,12 +11,10 @@ from torch import Tensor
 from encml.errors import InvalidTensor, SecretError, UnsupportedOperation
 from encml.mpc.multiplication import product
 from encml.mpc.session import Session
-from encml.ring.fixed import encode
-from encml.tensor.secret import SLACK_BITS, Secret, scalar_bits
+from encml.ring.layout import stack
+from encml.tensor.public import Number, Operand, factor
+from encml.tensor.secret import Secret, headroom
 from encml.tensor.shared import SharedTensor, secret
-
-Number = bool | int | float
-Operand = Tensor | Number
 
 
 def wrap(value: Secret, dtype: torch.dtype) -> SharedTensor:
@@ -26,10 +23,10 @@ def wrap(value: Secret, dtype: torch.dtype) -> SharedTensor:
 
 
 def session_of(*operands: Operand) -> Session:
-    """The one session of all SharedTensors among the operands. Raises SecretError if they are of different ones."""
+    """The one session of all SharedTensors among the operands. Raises InvalidTensor if they are of different ones."""
     sessions = {id(x.session): x.session for x in operands if isinstance(x, SharedTensor)}
     if len(sessions) != 1:
-        raise SecretError(f"operands belong to {len(sessions)} sessions; share them in one")
+        raise InvalidTensor(f"operands belong to {len(sessions)} sessions; share them in one")
     return next(iter(sessions.values()))
 
 
@@ -52,6 +49,19 @@ def result_dtype(*operands: Operand) -> torch.dtype:
     return result
 
 
+def supported_dtype(x: Tensor, target: torch.dtype) -> torch.dtype:
+    """``target``, if a SharedTensor of x's logical dtype can become one of it without touching its shares."""
+    whole = not x.dtype.is_floating_point
+    if target in (torch.float32, torch.float64) or target == x.dtype or (whole and target == torch.int64):
+        return target
+    if target == torch.bool:
+        raise UnsupportedOperation(f"a SharedTensor of {x.dtype} cannot become bool; compare it with != 0")
+    raise UnsupportedOperation(
+        f"a SharedTensor of {x.dtype} cannot become {target}: its numbers are fixed-point; supported are float32 and "
+        "float64, which change the logical dtype only"
+    )
+
+
 def _number_dtype(x: Number) -> torch.dtype:
     if isinstance(x, bool):
         return torch.bool
@@ -64,37 +74,18 @@ def _category(dtype: torch.dtype) -> int:
 
 def as_secret(x: Operand, session: Session) -> Secret:
     """An operand of a sum or comparison as a secret; plain ones are encoded as public shares."""
-    if isinstance(x, SharedTensor):
-        return secret(x)
-    values, bits = encode_public(x, session)
-    return Secret.of_public(session, values, bits) if isinstance(values, Tensor) else _scalar(session, values, bits)
+    return secret(x) if isinstance(x, SharedTensor) else Secret.of_public(session, x)
 
 
-def encode_public(x: Operand, session: Session) -> tuple[Tensor | int, int]:
-    """A plain operand and its fraction bits: an unencoded tensor, or a number as the ring integer it becomes."""
-    if isinstance(x, Tensor):
-        return x, session.fraction_bits if x.dtype.is_floating_point else 0
-    if isinstance(x, complex) or not math.isfinite(x):
-        raise InvalidTensor(f"cannot compute with {x!r} on secrets: expected a finite real number")
-    bits = scalar_bits(x, session.fraction_bits)
-    integer = round(math.ldexp(float(x), bits)) if isinstance(x, float) else int(x)
-    if abs(integer) >= 1 << (62 - session.fraction_bits):
-        raise InvalidTensor(f"{x!r} is beyond the fixed-point range at {session.fraction_bits} fraction bits")
-    return integer, bits
+def axis(x: Tensor, dim: int, new: int = 0) -> int:
+    """Dimension ``dim`` of x, negative ones from the end, as the dimension of its payload, behind the leading axis.
 
-
-def ring_public(x: Operand, session: Session) -> tuple[Tensor | int, int]:
-    """As ``encode_public``, tensors encoded as well."""
-    value, bits = encode_public(x, session)
-    return (encode(value, bits) if isinstance(value, Tensor) else value), bits
-
-
-def _scalar(session: Session, integer: int, bits: int) -> Secret:
-    terms = torch.zeros(session.parties.shares_here, dtype=torch.int64)
-    share = session.parties.share(terms, 0)
-    if share is not None:
-        share.fill_(integer)
-    return Secret(session, bits, payload=terms)
+    new: dimensions that the operation adds. Raises IndexError as PyTorch does.
+    """
+    rank = max(x.ndim + new, 1)
+    if not -rank <= dim < rank:
+        raise IndexError(f"Dimension out of range (expected to be in range of [{-rank}, {rank - 1}], but got {dim})")
+    return dim % rank + 1
 
 
 def bilinear(f: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> Secret:
@@ -108,46 +99,33 @@ def bilinear(f: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> Sec
         rows = product(session.parties, f, a.payload, b.payload)
         return Secret(session, a.fraction_bits + b.fraction_bits, rows=rows)
     if isinstance(x, SharedTensor):
-        plain, bits = ring_public(y, session)
-        held = headroom(secret(x), bits)
-        return held.like(torch.stack([f(term, as_tensor(plain)) for term in held.terms]), bits)
-    plain, bits = ring_public(x, session)
-    held = headroom(secret(y), bits)
-    return held.like(torch.stack([f(as_tensor(plain), term) for term in held.terms]), bits)
+        return by_public(f, secret(x), y)
+    return by_public(lambda term, plain: f(plain, term), secret(y), x)
 
 
-def headroom(value: Secret, extra_bits: int) -> Secret:
-    """Settle a secret first if ``extra_bits`` more fraction bits would be too many."""
-    limit = 2 * value.session.fraction_bits + SLACK_BITS
-    return value.settle() if value.fraction_bits + extra_bits > limit else value
+def by_public(f: Callable[[Tensor, Tensor], Tensor], value: Secret, plain: Operand) -> Secret:
+    """f(value, plain) of a secret and something public. Local, unless too many fraction bits are settled first."""
+    integers, bits = factor(plain, value.session.fraction_bits)
+    held = headroom(value, integers, bits)
+    return held.like(stack([f(term, integers) for term in held.terms]), bits)
 
 
-def as_tensor(x: Tensor | int) -> Tensor:
-    """A ring operand that must be a tensor."""
-    return x if isinstance(x, Tensor) else torch.tensor(x, dtype=torch.int64)
+def write(target: Tensor, source: Secret, dtype: torch.dtype) -> Tensor:
+    """Copy a secret of logical ``dtype`` into a SharedTensor in place, so that views of it see it.
 
-
-def write(target: Tensor, source: Secret) -> Tensor:
-    """Copy a secret into a SharedTensor in place, so that views of it see it. Raises SecretError for a plain target."""
+    Raises SecretError for a plain target.
+    """
     if not isinstance(target, SharedTensor):
         raise SecretError(
             f"a secret cannot be written into a plain tensor of shape {tuple(target.shape)}; share that tensor first"
         )
     if torch.broadcast_shapes(target.shape, source.shape) != target.shape:  # type: ignore[no-untyped-call]
         raise InvalidTensor(f"a value of shape {tuple(source.shape)} does not fit in place into {tuple(target.shape)}")
-    held = secret(target)
-    payload = held.payload
-    source.settle()
-    if source.fraction_bits > held.fraction_bits:
-        if held.viewed:
-            raise UnsupportedOperation(
-                "a fraction cannot be written in place into a view of whole numbers; clone it first"
-            )
-        held.adopt(Secret(held.session, source.fraction_bits, payload=torch.empty_like(payload)))
-        payload = held.payload
-    terms = source.at_bits(held.fraction_bits)
-    missing = payload.ndim - terms.ndim
-    payload.copy_(terms.reshape(terms.shape[0], *(1,) * missing, *terms.shape[1:]))
+    if not torch.can_cast(dtype, target.dtype):
+        raise UnsupportedOperation(
+            f"a value of {dtype} cannot be written in place into a SharedTensor of {target.dtype}"
+        )
+    secret(target).overwrite(source)
     return target
 
 
@@ -155,8 +133,7 @@ def in_place(operation: Callable[..., SharedTensor]) -> Callable[..., Tensor]:
     """The in-place version of an out-of-place handler."""
 
     def handler(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if not isinstance(x, SharedTensor):
-            return write(x, secret(next(a for a in args if isinstance(a, SharedTensor))))
-        return write(x, secret(operation(x, *args, **kwargs)))
+        result = operation(x, *args, **kwargs)
+        return write(x, secret(result), result.dtype)
 
     return handler

@@ -5,9 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from encml.errors import UnsupportedOperation
 from encml.mpc import comparison
+from encml.ring.layout import in_memory_order, memory_order
 from encml.tensor.handlers.arithmetic import add_secrets, mul
-from encml.tensor.handlers.common import Number, Operand, as_secret, session_of, wrap
+from encml.tensor.handlers.common import as_secret, session_of, wrap
+from encml.tensor.public import Number, Operand
 from encml.tensor.secret import Secret
 from encml.tensor.shared import SharedTensor, secret
 
@@ -15,8 +18,11 @@ from encml.tensor.shared import SharedTensor, secret
 def is_negative(value: Secret) -> Secret:
     """[x < 0] as a secret 0 or 1. 10 rounds, 30.75 B a party and element."""
     parties = value.session.parties
-    bits = comparison.negative(parties, value.replicate())
-    return Secret(value.session, 0, payload=comparison.to_arithmetic(parties, bits))
+
+    def negative(payload: Tensor) -> Tensor:
+        return comparison.to_arithmetic(parties, comparison.negative(parties, payload))
+
+    return Secret(value.session, 0, payload=in_memory_order(negative, value.replicate()))
 
 
 def lt(x: Operand, y: Operand) -> SharedTensor:
@@ -44,9 +50,9 @@ def ne(x: Operand, y: Operand) -> SharedTensor:
     """ne.Tensor, ne.Scalar: [x < y] + [y < x], both signs in one batch of comparisons."""
     session = session_of(x, y)
     difference = add_secrets(as_secret(x, session), as_secret(y, session), -1)
-    payload = difference.replicate()
+    payload, restore = memory_order(difference.replicate())
     both = is_negative(difference.like(torch.stack([payload, -payload], 1)))
-    return wrap(both.like(both.terms[:, 0] + both.terms[:, 1]), torch.bool)
+    return wrap(both.like(restore(both.terms[:, 0] + both.terms[:, 1])), torch.bool)
 
 
 def eq(x: Operand, y: Operand) -> SharedTensor:
@@ -55,27 +61,43 @@ def eq(x: Operand, y: Operand) -> SharedTensor:
 
 
 def logical_not(x: SharedTensor) -> SharedTensor:
-    """logical_not, bitwise_not of a bool SharedTensor: 1 - x. No communication."""
+    """logical_not: 1 - x of a bool SharedTensor, without communication; [x == 0] of any other."""
+    if x.dtype != torch.bool:
+        return eq(x, 0)
     return wrap(add_secrets(as_secret(1, x.session), secret(x), -1), torch.bool)
+
+
+def bitwise_not(x: SharedTensor) -> SharedTensor:
+    """bitwise_not (~x) of bools."""
+    if x.dtype != torch.bool:
+        raise UnsupportedOperation(f"bitwise_not: supported for bools, found {x.dtype}")
+    return logical_not(x)
 
 
 def relu(x: SharedTensor) -> SharedTensor:
     """relu where no gradient is wanted: [x > 0] * x, for [-x < 0] comes free. 10 rounds, 33.4 B a party and element."""
+    _only_numbers(x)
     value, parties = secret(x), x.session.parties
-    payload = value.replicate()
+    payload, restore = memory_order(value.replicate())
     bits = comparison.negative(parties, -payload, operation="relu")
-    return wrap(value.like(comparison.select(parties, bits, payload, "relu")), x.dtype)
+    return wrap(value.like(restore(comparison.select(parties, bits, payload, "relu"))), x.dtype)
 
 
 def relu_with_mask(x: SharedTensor) -> tuple[SharedTensor, SharedTensor]:
     """(relu(x), [x > 0]): the mask is what backward multiplies by. 10 rounds, 38.7 B a party and element."""
+    _only_numbers(x)
     value, parties = secret(x), x.session.parties
-    payload = value.replicate()
+    payload, restore = memory_order(value.replicate())
     bits = comparison.negative(parties, -payload, operation="relu")
     chosen, mask = comparison.select_with_bit(parties, bits, payload, "relu")
-    return wrap(value.like(chosen), x.dtype), wrap(Secret(x.session, 0, payload=mask), torch.bool)
+    return wrap(value.like(restore(chosen)), x.dtype), wrap(Secret(x.session, 0, payload=restore(mask)), torch.bool)
 
 
 def threshold_backward(gradient: Tensor, result: Tensor, threshold: Number) -> SharedTensor:
     """threshold_backward: gradient * [result > threshold], a comparison of its own (ReLU through autograd has none)."""
     return wrap(secret(mul(gradient, gt(result, threshold))), gradient.dtype)
+
+
+def _only_numbers(x: SharedTensor) -> None:
+    if x.dtype == torch.bool:
+        raise UnsupportedOperation("relu: PyTorch has no relu of bools; convert with .float() first")

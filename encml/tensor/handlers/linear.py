@@ -13,8 +13,18 @@ from torch import Tensor
 from encml.errors import UnsupportedOperation
 from encml.ring import kernels
 from encml.ring.kernels import Pair
-from encml.tensor.handlers.arithmetic import add_secrets, mul, scale
-from encml.tensor.handlers.common import Number, as_secret, bilinear, result_dtype, session_of, wrap
+from encml.tensor.handlers.arithmetic import add_secrets, scale
+from encml.tensor.handlers.common import (
+    as_secret,
+    axis,
+    bilinear,
+    by_public,
+    result_dtype,
+    session_of,
+    supported_dtype,
+    wrap,
+)
+from encml.tensor.public import Number
 from encml.tensor.secret import Secret
 from encml.tensor.shared import SharedTensor, secret
 
@@ -81,6 +91,8 @@ def convolution_backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """convolution_backward in two dimensions: both gradients are products of secrets, pending."""
     _only_conv2d(x, transposed)
+    if not isinstance(gradient, SharedTensor):
+        gradient = wrap(as_secret(gradient, session_of(x, weight)), gradient.dtype)
     settings: dict[str, Any] = {
         "stride": _pair(stride),
         "padding": _pair(padding),
@@ -95,7 +107,7 @@ def convolution_backward(
         adjoint = partial(kernels.conv2d_weight_gradient, size=_pair(weight.shape[2:]), **settings)
         to_weight = _map2(adjoint, x, gradient)
     if output_mask[2]:
-        to_bias = sum_dims(gradient, (0, 2, 3)) if isinstance(gradient, SharedTensor) else gradient.sum((0, 2, 3))
+        to_bias = sum_dims(gradient, (0, 2, 3))
     return to_x, to_weight, to_bias
 
 
@@ -113,7 +125,7 @@ def avg_pool2d(
     factors = _pool_factors(x, kernel, steps, pads, ceil_mode, count_include_pad, divisor_override)
     output = (factors.shape[-2], factors.shape[-1])
     sums = secret(x).linear(partial(kernels.sum_pool2d, kernel=kernel, stride=steps, padding=pads, output=output))
-    return _times_factors(sums, factors, x.dtype)
+    return wrap(_times_factors(sums, factors), x.dtype)
 
 
 def avg_pool2d_backward(
@@ -131,24 +143,28 @@ def avg_pool2d_backward(
         gradient = wrap(as_secret(gradient, session_of(x)), x.dtype)
     kernel, steps, pads = _pair(kernel_size), _pair(stride or kernel_size), _pair(padding)
     factors = _pool_factors(x, kernel, steps, pads, ceil_mode, count_include_pad, divisor_override)
-    shares = secret(_times_factors(secret(gradient), factors, gradient.dtype))
+    shares = _times_factors(secret(gradient), factors)
     adjoint = partial(kernels.sum_pool2d_gradient, size=_pair(x.shape[-2:]), kernel=kernel, stride=steps, padding=pads)
     return wrap(shares.linear(adjoint), gradient.dtype)
 
 
 def sum_all(x: SharedTensor, *, dtype: torch.dtype | None = None) -> SharedTensor:
     """sum. No communication."""
-    return wrap(secret(x).linear(lambda t: t.flatten(1).sum(1)), dtype or _sum_dtype(x))
+    return wrap(secret(x).linear(lambda t: t.flatten(1).sum(1)), _sum_dtype(x, dtype))
 
 
 def sum_dims(
     x: SharedTensor, dims: Sequence[int] | None, keepdim: bool = False, *, dtype: torch.dtype | None = None
 ) -> SharedTensor:
     """sum.dim_IntList. No communication."""
-    axes = tuple(d % max(x.ndim, 1) + 1 for d in dims) if dims else tuple(range(1, x.ndim + 1))
+    axes = [axis(x, d) for d in dims] if dims else list(range(1, x.ndim + 1))
     if x.ndim == 0:
-        return wrap(secret(x), dtype or _sum_dtype(x))
-    return wrap(secret(x).linear(lambda t: t.sum(axes, keepdim)), dtype or _sum_dtype(x))
+        return wrap(secret(x).linear(torch.clone), _sum_dtype(x, dtype))
+    return wrap(secret(x).linear(lambda t: t.sum(axes, keepdim)), _sum_dtype(x, dtype))
+
+
+def _sum_dtype(x: SharedTensor, dtype: torch.dtype | None) -> torch.dtype:
+    return supported_dtype(x, dtype or (x.dtype if x.dtype.is_floating_point else torch.int64))
 
 
 def mean_all(x: SharedTensor, *, dtype: torch.dtype | None = None) -> SharedTensor:
@@ -164,15 +180,13 @@ def mean_dims(
 
 
 def _mean(total: SharedTensor, x: SharedTensor) -> SharedTensor:
-    if not x.dtype.is_floating_point:
+    if not total.dtype.is_floating_point:
         raise UnsupportedOperation(f"mean of a {x.dtype} SharedTensor; convert it with .float() first")
-    if not x.numel() or not total.numel():
+    if not total.numel():
+        return total
+    if not x.numel():
         raise UnsupportedOperation(f"mean over no elements, of shape {tuple(x.shape)}: it would be NaN")
     return wrap(scale(secret(total), total.numel() / x.numel()), total.dtype)
-
-
-def _sum_dtype(x: SharedTensor) -> torch.dtype:
-    return x.dtype if x.dtype.is_floating_point else torch.int64
 
 
 def _map2(f: partial[Tensor], x: Tensor, y: Tensor) -> SharedTensor:
@@ -189,11 +203,11 @@ def _pool_factors(
     return means / sums
 
 
-def _times_factors(value: Secret, factors: Tensor, dtype: torch.dtype) -> SharedTensor:
+def _times_factors(value: Secret, factors: Tensor) -> Secret:
     first = float(factors.flatten()[0])
     if bool((factors == first).all()):
-        return wrap(scale(value, first), dtype)
-    return mul(wrap(value, dtype), factors)
+        return scale(value, first)
+    return by_public(torch.mul, value, factors)
 
 
 def _pair(values: Sequence[int]) -> Pair:

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
-from encml.tensor.handlers.common import wrap
+from encml.tensor.handlers.common import axis, wrap
+from encml.tensor.secret import Secret
 from encml.tensor.shared import SharedTensor, secret
 
 
 def _viewed(x: SharedTensor, view: Callable[[Tensor], Tensor]) -> SharedTensor:
-    base = secret(x).settle()
-    base.viewed = True
-    result = base.like(view(base.payload))
-    result.viewed = True
-    return wrap(result, x.dtype)
+    return _views(x, lambda payload: [view(payload)])[0]
 
 
-def _shift(dim: int) -> int:
-    """A dimension of the tensor as one of its payload; negative ones count from the end in both."""
-    return dim + 1 if dim >= 0 else dim
+def _views(x: SharedTensor, views: Callable[[Tensor], Sequence[Tensor]]) -> list[SharedTensor]:
+    base = secret(x)
+    payload = base.for_views(x.session.fraction_bits if x.dtype.is_floating_point else 0)
+    results = [Secret(x.session, base.fraction_bits, payload=part) for part in views(payload)]
+    for result in results:
+        result.viewed = True
+    return [wrap(result, x.dtype) for result in results]
 
 
 def same(x: SharedTensor) -> SharedTensor:
@@ -35,7 +37,8 @@ def view(x: SharedTensor, size: Sequence[int]) -> SharedTensor:
 
 def transpose(x: SharedTensor, a: int, b: int) -> SharedTensor:
     """transpose.int"""
-    return _viewed(x, lambda p: p.transpose(_shift(a), _shift(b))) if x.ndim else same(x)
+    first, second = axis(x, a), axis(x, b)
+    return _viewed(x, lambda p: p.transpose(first, second)) if x.ndim else same(x)
 
 
 def t(x: SharedTensor) -> SharedTensor:
@@ -45,7 +48,8 @@ def t(x: SharedTensor) -> SharedTensor:
 
 def permute(x: SharedTensor, dims: Sequence[int]) -> SharedTensor:
     """permute"""
-    return _viewed(x, lambda p: p.permute(0, *(dim % x.ndim + 1 for dim in dims)))
+    axes = [axis(x, dim) for dim in dims]
+    return _viewed(x, lambda p: p.permute(0, *axes))
 
 
 def expand(x: SharedTensor, size: Sequence[int], implicit: bool = False) -> SharedTensor:
@@ -56,52 +60,53 @@ def expand(x: SharedTensor, size: Sequence[int], implicit: bool = False) -> Shar
 
 def unsqueeze(x: SharedTensor, dim: int) -> SharedTensor:
     """unsqueeze"""
-    return _viewed(x, lambda p: p.unsqueeze(_shift(dim)))
+    place = axis(x, dim, new=1)
+    return _viewed(x, lambda p: p.unsqueeze(place))
 
 
 def squeeze(x: SharedTensor, dim: int | Sequence[int] | None = None) -> SharedTensor:
     """squeeze, squeeze.dim, squeeze.dims"""
     dims = range(x.ndim) if dim is None else [dim] if isinstance(dim, int) else dim
-    shifted = tuple(d % max(x.ndim, 1) + 1 for d in dims) if x.ndim else ()
-    return _viewed(x, lambda p: p.squeeze(shifted))
+    axes = tuple(axis(x, d) for d in dims) if x.ndim else ()
+    return _viewed(x, lambda p: p.squeeze(axes))
 
 
 def select(x: SharedTensor, dim: int, index: int) -> SharedTensor:
     """select.int"""
-    return _viewed(x, lambda p: p.select(_shift(dim), index))
+    place = axis(x, dim)
+    return _viewed(x, lambda p: p.select(place, index))
 
 
 def slice_(
     x: SharedTensor, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
 ) -> SharedTensor:
     """slice.Tensor"""
-    dim %= x.ndim
-    length = x.shape[dim]
-    return _viewed(x, lambda p: p[(slice(None),) * (dim + 1) + (slice(*slice(start, end, step).indices(length)),)])
+    place = axis(x, dim)
+    return _viewed(x, lambda p: p[(slice(None),) * place + (slice(start, end, step),)])
 
 
 def split(x: SharedTensor, size: int | Sequence[int], dim: int = 0) -> list[SharedTensor]:
     """split.Tensor, split_with_sizes"""
-    dim %= x.ndim
-    length = x.shape[dim]
-    sizes = list(size) if not isinstance(size, int) else [min(size, length - s) for s in range(0, length, size)]
-    starts = [sum(sizes[:i]) for i in range(len(sizes))]
-    return [slice_(x, dim, start, start + count) for start, count in zip(starts, sizes, strict=True)]
+    place = axis(x, dim)
+    return _views(x, lambda p: torch.split(p, size if isinstance(size, int) else list(size), place))
 
 
 def unbind(x: SharedTensor, dim: int = 0) -> list[SharedTensor]:
     """unbind.int"""
-    return [select(x, dim, i) for i in range(x.shape[dim])]
+    place = axis(x, dim)
+    return _views(x, lambda p: p.unbind(place))
 
 
 def diagonal(x: SharedTensor, offset: int = 0, dim1: int = 0, dim2: int = 1) -> SharedTensor:
     """diagonal"""
-    return _viewed(x, lambda p: p.diagonal(offset, _shift(dim1), _shift(dim2)))
+    first, second = axis(x, dim1), axis(x, dim2)
+    return _viewed(x, lambda p: p.diagonal(offset, first, second))
 
 
 def unfold(x: SharedTensor, dimension: int, size: int, step: int) -> SharedTensor:
     """unfold"""
-    return _viewed(x, lambda p: p.unfold(_shift(dimension), size, step))
+    place = axis(x, dimension)
+    return _viewed(x, lambda p: p.unfold(place, size, step))
 
 
 def _resolve(size: Sequence[int], numel: int) -> list[int]:

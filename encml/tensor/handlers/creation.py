@@ -1,0 +1,53 @@
+"""New SharedTensors made like another one, of a value that everybody knows. No communication."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from encml.mpc.sharing import public
+from encml.ring.layout import stack
+from encml.tensor.handlers.common import wrap
+from encml.tensor.public import Number, term
+from encml.tensor.secret import Secret
+from encml.tensor.shared import SharedTensor, secret
+
+
+def full_like(x: SharedTensor, value: Number, *, dtype: torch.dtype | None = None, **_: object) -> SharedTensor:
+    """full_like"""
+    return _constant(x, secret(x).terms[0], value, dtype)
+
+
+def new_full(
+    x: SharedTensor, size: Sequence[int], value: Number, *, dtype: torch.dtype | None = None, **_: object
+) -> SharedTensor:
+    """new_full"""
+    return _constant(x, torch.empty(tuple(size), dtype=torch.int64), value, dtype)
+
+
+def like(value: int) -> Callable[..., SharedTensor]:
+    """The handler of zeros_like and ones_like."""
+    return lambda x, **options: full_like(x, value, **options)
+
+
+def new(value: int) -> Callable[..., SharedTensor]:
+    """The handler of new_zeros and new_ones."""
+    return lambda x, size, **options: new_full(x, size, value, **options)
+
+
+def new_empty_strided(
+    x: SharedTensor, size: Sequence[int], stride: Sequence[int], *, dtype: torch.dtype | None = None, **_: object
+) -> SharedTensor:
+    """new_empty_strided, filled with zeros."""
+    held = secret(x)
+    return wrap(Secret(held.session, 0, payload=held.room(size, stride).zero_()), dtype or x.dtype)
+
+
+def _constant(x: SharedTensor, layout: Tensor, value: Number, dtype: torch.dtype | None) -> SharedTensor:
+    dtype, session = dtype or x.dtype, x.session
+    known = value if dtype.is_floating_point else bool(value) if dtype == torch.bool else int(value)
+    integer, bits = term(known, session.fraction_bits)
+    shares = [torch.full_like(layout, int(share)) for share in public(session.parties, integer)]
+    return wrap(Secret(session, bits, payload=stack(shares)), dtype)

@@ -1,0 +1,78 @@
+"""What is refused, and what to do instead."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any, NoReturn
+
+from encml.errors import SecretError, UnsupportedOperation
+
+ADVICE = "call reveal() to open it to all parties first, if that is what you mean"
+
+_NOT_YET = "it is not there yet; reveal() the input first if it may be seen"
+_SIGN = "(x > 0) gives a secret mask to multiply by, x.relu() the positive part"
+_DIVISION = "division by a secret is not there yet; divide by public values"
+_NORM = "normalisation by secret statistics is not there yet; fold trained ones into the layer before, or leave it out"
+_ADAPTIVE = (
+    "Adam, RMSprop and their kin divide by a root that fixed point cannot hold; use torch.optim.SGD, with momentum"
+)
+_FOREACH = "leave foreach and fused at their defaults, which take tensors one by one"
+_DROPOUT = "dropout on secrets is not there yet; call model.eval(), or leave it out of training"
+_POOL = "use avg_pool2d or AdaptiveAvgPool2d(1)"
+_LOSS = "it needs exp or log, which are not there yet; train with the squared error, F.mse_loss"
+_LOOK_UP = "a secret cannot choose what is read or written yet; use a public index or mask"
+
+_ADVICE = {
+    **dict.fromkeys(("exp", "log", "log2", "log10", "log1p", "expm1", "logsumexp"), _NOT_YET),
+    **dict.fromkeys(("sigmoid", "tanh", "gelu", "silu", "elu", "softplus", "erf", "sin", "cos", "mish"), _NOT_YET),
+    **dict.fromkeys(("_softmax", "_log_softmax", "log_sigmoid_forward"), _NOT_YET),
+    **dict.fromkeys(
+        ("nll_loss_forward", "nll_loss_nd", "binary_cross_entropy", "binary_cross_entropy_with_logits"), _LOSS
+    ),
+    **dict.fromkeys(("sqrt", "rsqrt", "linalg_vector_norm", "norm", "_foreach_norm"), _NOT_YET),
+    **dict.fromkeys(("reciprocal", "pow_Tensor_Tensor", "atan2"), _DIVISION),
+    **dict.fromkeys(
+        ("abs", "sign", "sgn", "clamp", "clamp_min", "clamp_max", "hardtanh", "leaky_relu", "relu6"), _SIGN
+    ),
+    **dict.fromkeys(("maximum", "minimum", "threshold", "hardsigmoid", "hardswish"), _SIGN),
+    **dict.fromkeys(("where", "masked_fill"), "multiply by the mask: mask * x + ~mask * y"),
+    **dict.fromkeys(("max", "min", "argmax", "argmin", "amax", "amin", "topk", "sort", "argsort", "median"), _NOT_YET),
+    **dict.fromkeys(("max_pool2d_with_indices", "max_pool1d", "adaptive_max_pool2d", "_adaptive_avg_pool2d"), _POOL),
+    **dict.fromkeys(("native_batch_norm", "_native_batch_norm_legit", "_batch_norm_with_update", "var"), _NORM),
+    **dict.fromkeys(("_native_batch_norm_legit_no_training", "native_layer_norm", "native_group_norm", "std"), _NORM),
+    **dict.fromkeys(("_native_batch_norm_legit_functional", "var_mean", "std_mean", "cudnn_batch_norm"), _NORM),
+    **dict.fromkeys(("lerp", "addcmul", "addcdiv"), _ADAPTIVE),
+    **dict.fromkeys(("native_dropout", "bernoulli", "empty_like"), _DROPOUT),
+    **dict.fromkeys(("embedding", "nonzero", "masked_select", "take"), _LOOK_UP),
+    **dict.fromkeys(("smooth_l1_loss", "huber_loss", "l1_loss"), "use the squared error, F.mse_loss"),
+    **dict.fromkeys(("floor_divide", "remainder", "fmod", "floor", "ceil", "round", "trunc", "frac"), _NOT_YET),
+}
+
+
+def refuse_values(*_: object, **__: object) -> NoReturn:
+    """Stands for whatever would turn a secret into a plain value."""
+    raise SecretError(f"a SharedTensor's values are not visible; {ADVICE}")
+
+
+def refuse_truth(*_: object) -> NoReturn:
+    """Stands for bool(), and so for if, while, and, or, not."""
+    raise SecretError(f"the truth of a secret cannot steer plain Python code; {ADVICE}")
+
+
+def unsupported(func: Any, known: Iterable[Any]) -> Exception:
+    """The error for an aten operator without a handler, with advice or else the nearest of the ``known`` operators."""
+    name = str(func).removeprefix("aten.")
+    base, _, overload = name.partition(".")
+    if any("out" in part.split("_") for part in (base, overload)) or base == "set_":
+        return SecretError(
+            f"{base}: a secret cannot be written to a plain tensor; use the form that returns its result"
+        )
+    advice = _ADVICE.get(base) or _ADVICE.get(base.rstrip("_"))
+    if base.startswith("_foreach") or base.startswith("_fused"):
+        advice = _FOREACH
+    if advice is None:
+        names = sorted({str(op).removeprefix("aten.").split(".")[0] for op in known})
+        near = difflib.get_close_matches(base.strip("_"), names, n=3, cutoff=0.6)
+        advice = f"nearest supported: {', '.join(near)}" if near else "encml/tensor/table.py lists what is supported"
+    return UnsupportedOperation(f"{name} has no secret-shared version: {advice}")
