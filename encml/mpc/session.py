@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 from contextvars import ContextVar, Token
+from pathlib import Path
 from types import TracebackType
 
+from encml.config.cluster import ClusterConfig, load_cluster
 from encml.errors import ConfigError
 from encml.mpc.parties import Parties
 from encml.net.ledger import Ledger
 from encml.net.local import LocalTransport
+from encml.net.tls import TlsTransport
 from encml.net.transport import Transport
 from encml.ring.fixed import DEFAULT_FRACTION_BITS, MAX_FRACTION_BITS
 
@@ -42,6 +45,16 @@ class Session:
         self.fraction_bits = fraction_bits
         self.parties = Parties(transport, seed)
         self._tokens: list[Token[Session | None]] = []
+
+    @classmethod
+    def from_cluster(cls, cluster: ClusterConfig | str | Path, rank: int) -> Session:
+        """Join the session of a cluster of real parties as party ``rank``; all three must do so.
+
+        cluster: a cluster file or what ``load_cluster`` read from one. Blocks until the others are there, up to its
+        ``connect_timeout`` seconds. Raises ConfigError, AuthenticationError or PartyTimeout, which names the party.
+        """
+        config = cluster if isinstance(cluster, ClusterConfig) else load_cluster(cluster)
+        return cls(TlsTransport.connect(config, rank), fraction_bits=config.fraction_bits)
 
     def __repr__(self) -> str:
         return f"Session(parties here: {self.parties.local}, fraction_bits={self.fraction_bits})"

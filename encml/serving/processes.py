@@ -1,0 +1,162 @@
+"""The three parties of a cluster as processes on this machine, for a laptop and for tests.
+
+Nothing is left behind: a party ends when its standard input does, which the operating system closes when this
+process ends, however it ends.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import IO
+
+from encml.config.cluster import ClusterConfig, PartyConfig
+from encml.errors import ConfigError, PartyError
+from encml.net.transport import PARTIES
+
+STOP_SECONDS = 10.0
+"""How long a party may take to stop before it is killed."""
+TAIL_LINES = 15
+_PORTS = range(15_000, 32_000)
+"""Below the ports that the operating system gives to outgoing connections, so that none of those takes one."""
+
+
+def local_config(
+    folder: Path, *, threads: int = 1, timeout: float = 10.0, connect_timeout: float = 30.0, fraction_bits: int = 16
+) -> ClusterConfig:
+    """A cluster on free ports of this machine, with its keys and store in ``folder``."""
+    ports = free_ports(2 * PARTIES)
+    zero, one, two = (
+        PartyConfig(host="127.0.0.1", mesh_port=ports[rank], api_port=ports[PARTIES + rank]) for rank in range(PARTIES)
+    )
+    return ClusterConfig(
+        parties=(zero, one, two),
+        keys=folder / "keys",
+        store=folder / "store",
+        timeout=timeout,
+        connect_timeout=connect_timeout,
+        threads=threads,
+        fraction_bits=fraction_bits,
+    )
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of 127.0.0.1 that nobody listens on."""
+    sockets: list[socket.socket] = []
+    try:
+        while len(sockets) < count:
+            sock = socket.socket()
+            try:
+                sock.bind(("127.0.0.1", secrets.choice(_PORTS)))
+            except OSError:
+                sock.close()
+                continue
+            sockets.append(sock)
+        return [sock.getsockname()[1] for sock in sockets]
+    finally:
+        for sock in sockets:
+            sock.close()
+
+
+class LocalParties:
+    """Runs and stops the parties of ``config``; ``stop`` ends all of them, and so does the end of this process."""
+
+    def __init__(self, config: ClusterConfig) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="encml-parties-")
+        self._config = Path(self._folder.name) / "cluster.yaml"
+        # JSON is YAML; paths must hold wherever the file lies.
+        absolute = config.model_copy(update={"keys": config.keys.absolute(), "store": config.store.absolute()})
+        self._config.write_text(json.dumps(absolute.model_dump(mode="json", exclude_none=True)))
+        self._processes: dict[int, subprocess.Popen[bytes]] = {}
+        atexit.register(self.stop)
+
+    def start(self, rank: int) -> None:
+        """Start party ``rank``, which must not be running."""
+        if self.running(rank):
+            raise ConfigError(f"party {rank} is running already")
+        command = [sys.executable, "-m", "encml.serving", "--config", str(self._config), "--rank", str(rank)]
+        with self._log(rank).open("ab") as log:
+            self._processes[rank] = subprocess.Popen(
+                [*command, "--stop-with-stdin"],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                # Ctrl-C is for this process, which then stops the parties in order.
+                start_new_session=True,
+            )
+
+    def start_all(self) -> None:
+        """Start all three."""
+        for rank in range(PARTIES):
+            self.start(rank)
+
+    def running(self, rank: int) -> bool:
+        """Whether party ``rank`` has been started and has not ended."""
+        process = self._processes.get(rank)
+        return process is not None and process.poll() is None
+
+    def pid(self, rank: int) -> int:
+        """The process id of party ``rank``."""
+        return self._processes[rank].pid
+
+    def check(self) -> None:
+        """Raise PartyError, with the end of its log, for a party that ended by itself."""
+        for rank, process in self._processes.items():
+            code = process.poll()
+            if code is not None:
+                how = f"signal {-code}" if code < 0 else f"exit status {code}"
+                raise PartyError(f"party {rank} has ended ({how}); its log ends with:\n{self.tail(rank)}", rank=rank)
+
+    def tail(self, rank: int) -> str:
+        """The last lines of a party's log; parties never log a secret."""
+        with suppress(OSError):
+            lines = self._log(rank).read_text(errors="replace").splitlines()
+            return "\n".join(lines[-TAIL_LINES:])
+        return ""
+
+    def kill(self, rank: int) -> None:
+        """End party ``rank`` at once, as a crash would."""
+        process = self._processes[rank]
+        process.kill()
+        process.wait()
+        _close(process.stdin)
+
+    def stop(self) -> None:
+        """Stop all parties and remove their logs; idempotent."""
+        atexit.unregister(self.stop)
+        for process in self._processes.values():
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+                # A party that was suspended cannot stop by itself.
+                process.send_signal(signal.SIGCONT)
+        deadline = time.monotonic() + STOP_SECONDS
+        try:
+            for process in self._processes.values():
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(max(0.0, deadline - time.monotonic()))
+        finally:
+            for process in self._processes.values():
+                if process.poll() is None:
+                    process.kill()
+                    process.wait()
+                _close(process.stdin)
+            self._processes.clear()
+            self._folder.cleanup()
+
+    def _log(self, rank: int) -> Path:
+        return Path(self._folder.name) / f"party-{rank}.log"
+
+
+def _close(pipe: IO[bytes] | None) -> None:
+    if pipe is not None:
+        with suppress(BrokenPipeError):
+            pipe.close()
