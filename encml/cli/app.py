@@ -24,6 +24,7 @@ app.add_typer(keys)
 
 Cluster = Annotated[Path, typer.Option("--config", "-c", help="The cluster file: where the three parties are.")]
 Model = Annotated[str, typer.Option("--model", "-m", help="The model's name in the cluster.")]
+Owner = Annotated[str, typer.Option(help="Whose keys to use.")]
 
 
 def main() -> None:
@@ -154,6 +155,90 @@ def party(
 ) -> None:
     """Run one of the three computing parties until Ctrl-C or SIGTERM."""
     run_command("clusters", "party", config_file=config, rank=rank)
+
+
+@app.command(epilog="Example:  encml serve runs/mnist-20270101-120000 --config cluster.yaml --requests 3")
+def serve(
+    folder: Annotated[
+        Path, typer.Argument(help="A run's folder, or one with party-*.safetensors.", show_default=False)
+    ],
+    config: Cluster,
+    model: Model = "model",
+    requests: Annotated[
+        int | None, typer.Option("--requests", "-n", min=1, help="Answer so many requests; default: no limit.")
+    ] = None,
+    owner: Owner = "owner",
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait until all are answered; Ctrl-C then stops the serving.")
+    ] = False,
+) -> None:
+    """As the owner: put a model's shares into a running cluster and let clients ask it."""
+    run_command(
+        "clusters",
+        "serve",
+        folder=folder,
+        config_file=config,
+        model=model,
+        requests=requests,
+        owner=owner,
+        wait=wait,
+    )
+
+
+@app.command(epilog="Example:  encml stop --config cluster.yaml --model model")
+def stop(
+    config: Cluster,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="The model; default: all of them.")] = None,
+    owner: Owner = "owner",
+) -> None:
+    """As the owner: let nobody ask a model any more."""
+    run_command("clusters", "stop", config_file=config, model=model, owner=owner)
+
+
+@app.command(epilog="Example:  encml status --config cluster.yaml")
+def status(config: Cluster, owner: Owner = "owner") -> None:
+    """Print how each party of a cluster is, and its models."""
+    run_command("clusters", "status", config_file=config, owner=owner)
+
+
+@app.command(
+    epilog="""
+Examples:
+
+  encml query --config cluster.yaml --images 0,1,2
+
+  encml query --config cluster.yaml --name alice --input images.npy --save scores.npy
+"""
+)
+def query(
+    config: Cluster,
+    model: Model = "model",
+    name: Annotated[str, typer.Option("--name", help="Which client this is: whose keys to use.")] = "client",
+    images: Annotated[
+        str | None, typer.Option("--images", metavar="N,N,...", help="Numbers of MNIST test images, from 0.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="The folder that holds MNIST; default: the subset in encml.")
+    ] = None,
+    tensor_file: Annotated[
+        Path | None, typer.Option("--input", metavar="FILE", help="Floats (batch, ...) as .npy or .safetensors.")
+    ] = None,
+    scores_file: Annotated[
+        Path | None, typer.Option("--save", metavar="FILE", help="Also write the scores here, as .npy.")
+    ] = None,
+) -> None:
+    """As a client: have images classified by a cluster that sees neither them nor the result."""
+    run_command(
+        "clusters",
+        "query",
+        config_file=config,
+        model=model,
+        client=name,
+        images=images,
+        data=data,
+        tensor_file=tensor_file,
+        scores_file=scores_file,
+    )
 
 
 @app.command()

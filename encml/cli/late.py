@@ -42,6 +42,9 @@ EXIT_CODES: tuple[tuple[type[EncmlError], int], ...] = (
 
 INTERRUPTED, TERMINATED = 130, 143
 
+error_console = Console(stderr=True)
+"""Log and progress bars; they must share it, so that neither overwrites the other."""
+
 
 class Settings:
     """What stands before the command's name."""
@@ -83,10 +86,11 @@ def _terminate(*_: object) -> None:
 
 def _set_up_logging() -> None:
     """encml's log goes to stderr: coloured lines on a terminal, plain ones elsewhere."""
-    console = Console(stderr=True)
     handler: logging.Handler
-    if console.is_terminal:
-        handler = RichHandler(console=console, show_path=False, log_time_format="%H:%M:%S", omit_repeated_times=False)
+    if error_console.is_terminal:
+        handler = RichHandler(
+            console=error_console, show_path=False, log_time_format="%H:%M:%S", omit_repeated_times=False
+        )
         handler.setFormatter(logging.Formatter("%(message)s"))
     else:
         handler = logging.StreamHandler()

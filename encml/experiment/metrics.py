@@ -6,7 +6,7 @@ import os
 import platform
 from collections.abc import Mapping
 from datetime import datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -50,12 +50,17 @@ class Data(Record):
 class Failure(Record):
     """A client that was left out of a round, and why."""
 
-    client: int
+    client: str
     reason: str
 
 
 class Round(Record):
-    """One round of federated training. ``epsilon`` is what all rounds so far spent, None without privacy."""
+    """One round of federated training.
+
+    ``epsilon`` is what all rounds so far spent, None without privacy. ``uploaded`` and ``released`` are bytes from all
+    clients to the parties, and from the parties to the server; ``protocol_rounds`` and ``bytes_per_party`` are what the
+    parties told each other.
+    """
 
     round: int
     selected: int
@@ -63,7 +68,18 @@ class Round(Record):
     failed: tuple[Failure, ...]
     accuracy: Share
     epsilon: float | None
-    seconds: float
+    uploaded: int
+    released: int
+    protocol_rounds: int
+    bytes_per_party: float
+    training_seconds: float
+    aggregation_seconds: float
+    testing_seconds: float
+
+    @property
+    def seconds(self) -> float:
+        """Time of the whole round."""
+        return self.training_seconds + self.aggregation_seconds + self.testing_seconds
 
 
 class Privacy(Record):
@@ -167,10 +183,18 @@ def operation_costs(costs: Mapping[str, Cost]) -> tuple[OperationCost, ...]:
     return tuple(sorted(records, key=lambda record: -record.bytes_per_party))
 
 
-def environment(encml_version: str) -> Environment:
+def encml_version() -> str:
+    """The installed version of encml, or that it is used without being installed."""
+    try:
+        return version("encml")
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
+def environment(encml: str) -> Environment:
     """This machine and the versions that matter for the figures."""
     return Environment(
-        encml=encml_version,
+        encml=encml,
         python=platform.python_version(),
         packages={name: version(name) for name in _PACKAGES},
         system=f"{platform.system()} {platform.machine()}",

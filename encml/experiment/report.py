@@ -151,15 +151,27 @@ def _batches(inference: Inference) -> list[dict[str, object]]:
 
 
 def _operations(metrics: Metrics) -> list[dict[str, Any]]:
-    groups = [("Secure averaging, by operation", "Over the whole training.", metrics.aggregation)]
+    groups = [("Secure averaging, by operation", _averaging_note(metrics.rounds), metrics.aggregation)]
     if metrics.inference is not None:
-        note = "Over all private inference of this run; bytes are payload that one party sent, on average."
+        most = max(batch.batch_size for batch in metrics.inference.batches)
+        note = (
+            f"One request of {most} images, sharing them and revealing the result included, counted with all parties "
+            "in one process: rounds and bytes are the same between processes, times are not."
+        )
         groups.append(("Private inference, by operation", note, metrics.inference.costs))
     return [
         {"title": title, "note": note, "rows": _rows(costs), "total": _row(_sum("Total", costs), 1, 1)}
         for title, note, costs in groups
         if costs
     ]
+
+
+def _averaging_note(rounds: Sequence[Round]) -> str:
+    uploaded, released = sum(r.uploaded for r in rounds), sum(r.released for r in rounds)
+    return (
+        f"Over the whole training, between the parties. Beside that, clients uploaded {bytes_text(uploaded)} of sealed "
+        f"shares and the parties handed {bytes_text(released)} of masked rows to the server."
+    )
 
 
 def _rows(costs: Sequence[OperationCost]) -> list[dict[str, Any]]:

@@ -44,10 +44,16 @@ def metrics(unit: str = "example", inference: bool = True) -> Metrics:
             round=number,
             selected=5,
             accepted=5 - (number == 2),
-            failed=(Failure(client=3, reason="its <b>disk</b> was full"),) if number == 2 else (),
+            failed=(Failure(client="client-3", reason="its <b>disk</b> was full"),) if number == 2 else (),
             accuracy=0.9 + number / 100,
             epsilon=number / 10 if private else None,
-            seconds=1.5,
+            uploaded=1_000_000,
+            released=24_000,
+            protocol_rounds=57,
+            bytes_per_party=90_000.0,
+            training_seconds=1.0,
+            aggregation_seconds=0.25,
+            testing_seconds=0.25,
         )
         for number in (1, 2, 3)
     )
