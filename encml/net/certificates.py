@@ -214,9 +214,10 @@ class _Authority:
 
     @classmethod
     def load(cls, folder: Path) -> _Authority:
+        key_pem, certificate_pem = _read(folder / "ca.key"), _read(folder / "ca.pem")
         try:
-            key = serialization.load_pem_private_key(_read(folder / "ca.key"), password=None)
-            certificate = x509.load_pem_x509_certificate(_read(folder / "ca.pem"))
+            key = serialization.load_pem_private_key(key_pem, password=None)
+            certificate = x509.load_pem_x509_certificate(certificate_pem)
         except (ValueError, TypeError, UnsupportedAlgorithm):
             raise ConfigError(f"{folder}: ca.key or ca.pem is damaged") from None
         if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
