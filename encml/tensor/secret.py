@@ -9,6 +9,7 @@ once, late, and on fewer elements where pooling came first.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -24,26 +25,38 @@ SLACK_BITS = 8
 stay below 2^(54 - 2f) then, 2^22 at f = 16. Everything else stays within 2f bits, where the whole range fits."""
 
 
+@dataclass(slots=True, eq=False, repr=False)
+class _Cell:
+    """The memory that a secret and its views share."""
+
+    terms: Tensor
+    fraction_bits: int
+    pending: bool
+
+
 class Secret:
     """Secret integers / 2^fraction_bits: a payload (S, *shape), or pending rows (P, *shape).
 
-    ``viewed`` is set once another tensor may share the payload's memory: from then on payload and fraction bits stay.
+    A view of a secret has the same cell of memory and says where in it to look, so settling or writing either is seen
+    by both, and a view of a pending product is pending as well.
     """
 
-    __slots__ = ("_payload", "_rows", "fraction_bits", "session", "viewed")
+    __slots__ = ("_cell", "_look", "_seen", "session")
 
     def __init__(
         self, session: Session, fraction_bits: int, *, payload: Tensor | None = None, rows: Tensor | None = None
     ) -> None:
+        terms = payload if payload is not None else rows
+        if terms is None:
+            raise TypeError("a Secret is made of a payload or of rows")
         self.session = session
-        self.fraction_bits = fraction_bits
-        self._payload = payload
-        self._rows = rows
-        self.viewed = False
+        self._cell = _Cell(terms, fraction_bits, pending=payload is None)
+        self._look: Callable[[Tensor], Tensor] | None = None
+        self._seen = (terms, terms)
 
     def __repr__(self) -> str:
-        state = "pending" if self._payload is None else "replicated"
-        return f"Secret(shape={self.shape}, fraction_bits={self.fraction_bits}, {state})"
+        state = "pending" if self.pending else "replicated"
+        return f"Secret(shape={tuple(self.shape)}, fraction_bits={self.fraction_bits}, {state})"
 
     @classmethod
     def of_public(cls, session: Session, values: Operand) -> Secret:
@@ -52,24 +65,39 @@ class Secret:
         return cls(session, bits, payload=public(session.parties, integers))
 
     @property
-    def shape(self) -> torch.Size:
-        """The logical shape."""
-        return self.terms.shape[1:]
-
-    @property
-    def terms(self) -> Tensor:
-        """Whatever the secret is made of, (S or P, *shape): for operations that are linear in each term."""
-        terms = self._payload if self._payload is not None else self._rows
-        assert terms is not None
-        return terms
+    def fraction_bits(self) -> int:
+        """How many of the integers' bits are a fraction."""
+        return self._cell.fraction_bits
 
     @property
     def pending(self) -> bool:
         """Whether a product has not been reshared yet."""
-        return self._payload is None
+        return self._cell.pending
+
+    @property
+    def terms(self) -> Tensor:
+        """Whatever the secret is made of, (S or P, *shape): for operations that are linear in each term."""
+        whole = self._cell.terms
+        if self._seen[0] is not whole:
+            self._seen = (whole, whole if self._look is None else self._look(whole))
+        return self._seen[1]
+
+    @property
+    def shape(self) -> torch.Size:
+        """The logical shape."""
+        return self.terms.shape[1:]
+
+    def view(self, look: Callable[[Tensor], Tensor]) -> Secret:
+        """The part of this secret that ``look`` picks from its terms, as a true view that leaves the leading axis."""
+        before = self._look
+        result = Secret(self.session, self.fraction_bits, payload=look(self.terms))
+        result._cell = self._cell
+        result._look = look if before is None else lambda whole: look(before(whole))
+        result._seen = (self._cell.terms, result._seen[1])
+        return result
 
     def like(self, terms: Tensor, extra_bits: int = 0) -> Secret:
-        """A secret made of ``terms`` in the same form as this one's, with ``extra_bits`` more fraction bits."""
+        """A new secret made of ``terms`` in the same form as this one's, with ``extra_bits`` more fraction bits."""
         bits = self.fraction_bits + extra_bits
         if self.pending:
             return Secret(self.session, bits, rows=terms)
@@ -80,56 +108,39 @@ class Secret:
         return self.like(f(self.terms))
 
     def settle(self) -> Secret:
-        """Make this secret a payload at f fraction bits or fewer, in place; returns itself.
+        """Make this secret, and what it is a view of, a payload at f fraction bits or fewer, in place; returns itself.
 
         Free if it is one already. Pending rows: 3 rounds and 8.75 B a party and element with a truncation, else 1
         round and 8 B. A payload with too many fraction bits: 2 rounds and 6.1 B.
         """
-        parties, excess = self.session.parties, self.fraction_bits - self.session.fraction_bits
-        if self.pending:
-            if excess > 0:
-                self._payload = in_memory_order(lambda t: truncate_rows(parties, t, excess), self.terms)
-            else:
-                self._payload = in_memory_order(lambda t: parties.reshare(t, "multiply"), self.terms)
-            self._rows = None
+        cell, parties = self._cell, self.session.parties
+        excess = cell.fraction_bits - self.session.fraction_bits
+        if cell.pending and excess > 0:
+            cell.terms = in_memory_order(lambda rows: truncate_rows(parties, rows, excess), cell.terms)
+        elif cell.pending:
+            cell.terms = in_memory_order(lambda rows: parties.reshare(rows, "multiply"), cell.terms)
         elif excess > 0:
-            self._payload = in_memory_order(lambda t: truncate(parties, t, excess), self.terms)
-        if excess > 0:
-            self.fraction_bits = self.session.fraction_bits
+            cell.terms = in_memory_order(lambda payload: truncate(parties, payload, excess), cell.terms)
+        cell.pending = False
+        cell.fraction_bits -= max(excess, 0)
         return self
 
     @property
     def payload(self) -> Tensor:
         """The settled payload (S, *shape)."""
-        self.settle()
-        assert self._payload is not None
-        return self._payload
+        return self.settle().terms
 
     def replicate(self) -> Tensor:
         """The payload (S, *shape) at whatever fraction bits, for operations to which the scale does not matter.
 
         Pending rows are settled, for a truncation costs little more than the resharing that they need anyway.
         """
-        if self.pending:
-            self.settle()
-        return self.terms
+        return self.payload if self.pending else self.terms
 
     def at_bits(self, fraction_bits: int) -> Tensor:
         """The terms scaled up, exactly and locally, to ``fraction_bits`` >= the present count."""
         shift = fraction_bits - self.fraction_bits
         return self.terms << shift if shift else self.terms
-
-    def for_views(self, fraction_bits: int) -> Tensor:
-        """The payload, from now on shared with views: it keeps its place in memory and its fraction bits.
-
-        fraction_bits: at least as many, so that whatever is written through a view later finds room.
-        """
-        self.settle()
-        if not self.viewed:
-            self._payload = self.at_bits(max(fraction_bits, self.fraction_bits))
-            self.fraction_bits = max(fraction_bits, self.fraction_bits)
-            self.viewed = True
-        return self.payload
 
     def room(self, size: Sequence[int], stride: Sequence[int]) -> Tensor:
         """Memory for a payload (S, *size) in which every share has ``stride``; whatever was there before."""
@@ -137,16 +148,17 @@ class Secret:
         return self.terms.new_empty_strided((self.session.parties.shares_here, *size), (span, *stride))
 
     def overwrite(self, source: Secret) -> None:
-        """Take the value of ``source``, settled and broadcast, in place: views and other owners of this secret see it.
-
-        A viewed secret keeps its memory; any other gets new memory of the same layout.
-        """
-        payload, bits = source.payload, source.fraction_bits
-        if not self.viewed:
-            self._payload = self.room(self.shape, self.terms.stride()[1:])
-            self._rows, self.fraction_bits = None, bits
-        target = self.payload
-        target.copy_(_pad(payload << (self.fraction_bits - bits), target.ndim))
+        """Take the value of ``source``, settled and broadcast, in place: views and what this is a view of see it."""
+        payload, cell = source.payload, self._cell
+        if self._look is None:
+            cell.terms, cell.pending = self.room(self.shape, self.terms.stride()[1:]), False
+            cell.fraction_bits = source.fraction_bits
+        elif source.fraction_bits > self.settle().fraction_bits:
+            # Whole numbers make room for a fraction.
+            cell.terms = cell.terms << (source.fraction_bits - cell.fraction_bits)
+            cell.fraction_bits = source.fraction_bits
+        shift = self.fraction_bits - source.fraction_bits
+        self.terms.copy_(_pad(payload << shift if shift else payload, self.terms.ndim))
 
 
 def headroom(value: Secret, integers: Tensor, bits: int) -> Secret:
@@ -158,6 +170,14 @@ def headroom(value: Secret, integers: Tensor, bits: int) -> Secret:
     if integers.ndim == 0 and abs(int(integers)) <= 1:
         limit += SLACK_BITS
     return value.settle() if value.fraction_bits + bits > limit else value
+
+
+def room_for_products(left: Secret, right: Secret) -> None:
+    """Settle the factors of a product of secrets as far as its fraction bits must stay within 2f + SLACK_BITS."""
+    for value in sorted((left, right), key=lambda v: -v.fraction_bits):
+        excess = left.fraction_bits + right.fraction_bits > 2 * value.session.fraction_bits + SLACK_BITS
+        if value.pending or (excess and value.fraction_bits > value.session.fraction_bits):
+            value.settle()
 
 
 def align(left: Secret, right: Secret) -> tuple[Tensor, Tensor, int, bool]:

@@ -94,7 +94,9 @@ def div(x: Operand, y: Operand, *, rounding_mode: str | None = None) -> SharedTe
             f"div: the divisor holds 0 or values so small that their reciprocals are beyond the fixed-point range "
             f"(-{limit:.6g}, {limit:.6g}) at {x.session.fraction_bits} fraction bits"
         )
-    quotient = by_public(torch.mul, secret(x), reciprocal)
+    # A number may be a power of two, which a tensor is not searched for.
+    held = secret(x)
+    quotient = by_public(torch.mul, held, reciprocal) if isinstance(y, Tensor) else scale(held, float(reciprocal))
     return wrap(quotient, dtype if dtype.is_floating_point else torch.get_default_dtype())
 
 

@@ -13,7 +13,7 @@ from encml.mpc.multiplication import product
 from encml.mpc.session import Session
 from encml.ring.layout import stack
 from encml.tensor.public import Number, Operand, factor
-from encml.tensor.secret import Secret, headroom
+from encml.tensor.secret import Secret, headroom, room_for_products
 from encml.tensor.shared import SharedTensor, secret
 
 
@@ -91,12 +91,13 @@ def axis(x: Tensor, dim: int, new: int = 0) -> int:
 def bilinear(f: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> Secret:
     """f(x, y), f linear in each argument, of two tensors at least one of which is secret.
 
-    Both secret: settles both, then local work; the result is a pending product. One public: local work alone.
+    Both secret: settles pending ones, then local work; the result is a pending product. One public: local work alone.
     """
     session = session_of(x, y)
     if isinstance(x, SharedTensor) and isinstance(y, SharedTensor):
         a, b = secret(x), secret(y)
-        rows = product(session.parties, f, a.payload, b.payload)
+        room_for_products(a, b)
+        rows = product(session.parties, f, a.replicate(), b.replicate())
         return Secret(session, a.fraction_bits + b.fraction_bits, rows=rows)
     if isinstance(x, SharedTensor):
         return by_public(f, secret(x), y)

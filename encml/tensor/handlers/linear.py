@@ -150,7 +150,7 @@ def avg_pool2d_backward(
 
 def sum_all(x: SharedTensor, *, dtype: torch.dtype | None = None) -> SharedTensor:
     """sum. No communication."""
-    return wrap(secret(x).linear(lambda t: t.flatten(1).sum(1)), _sum_dtype(x, dtype))
+    return wrap(secret(x).linear(lambda t: t.reshape(len(t), -1).sum(1)), _sum_dtype(x, dtype))
 
 
 def sum_dims(

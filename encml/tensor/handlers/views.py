@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from encml.tensor.handlers.common import axis, wrap
-from encml.tensor.secret import Secret
 from encml.tensor.shared import SharedTensor, secret
 
 
-def _viewed(x: SharedTensor, view: Callable[[Tensor], Tensor]) -> SharedTensor:
-    return _views(x, lambda payload: [view(payload)])[0]
-
-
-def _views(x: SharedTensor, views: Callable[[Tensor], Sequence[Tensor]]) -> list[SharedTensor]:
-    base = secret(x)
-    payload = base.for_views(x.session.fraction_bits if x.dtype.is_floating_point else 0)
-    results = [Secret(x.session, base.fraction_bits, payload=part) for part in views(payload)]
-    for result in results:
-        result.viewed = True
-    return [wrap(result, x.dtype) for result in results]
+def _viewed(x: SharedTensor, look: Callable[[Tensor], Tensor]) -> SharedTensor:
+    return wrap(secret(x).view(look), x.dtype)
 
 
 def same(x: SharedTensor) -> SharedTensor:
@@ -88,13 +80,18 @@ def slice_(
 def split(x: SharedTensor, size: int | Sequence[int], dim: int = 0) -> list[SharedTensor]:
     """split.Tensor, split_with_sizes"""
     place = axis(x, dim)
-    return _views(x, lambda p: torch.split(p, size if isinstance(size, int) else list(size), place))
+    sizes = size if isinstance(size, int) else list(size)
+    parts = torch.split(secret(x).terms, sizes, place)
+    return [_viewed(x, partial(_part, sizes=sizes, place=place, i=i)) for i in range(len(parts))]
+
+
+def _part(terms: Tensor, sizes: int | list[int], place: int, i: int) -> Tensor:
+    return torch.split(terms, sizes, place)[i]
 
 
 def unbind(x: SharedTensor, dim: int = 0) -> list[SharedTensor]:
     """unbind.int"""
-    place = axis(x, dim)
-    return _views(x, lambda p: p.unbind(place))
+    return [select(x, dim, i) for i in range(x.shape[dim])]
 
 
 def diagonal(x: SharedTensor, offset: int = 0, dim1: int = 0, dim2: int = 1) -> SharedTensor:
@@ -115,3 +112,15 @@ def _resolve(size: Sequence[int], numel: int) -> list[int]:
     for s in size:
         known *= s if s != -1 else 1
     return [s if s != -1 else (numel // known if known else 0) for s in size]
+
+
+def in_place(view: Callable[..., SharedTensor], op: Any) -> Callable[..., SharedTensor]:
+    """The handler of ``op``, which makes its own argument a view of what it was (squeeze_ and its kin)."""
+
+    def handler(x: SharedTensor, *args: Any) -> SharedTensor:
+        x._secret = secret(view(x, *args))
+        with torch._C._DisableTorchDispatch():
+            op(x, *args)
+        return x
+
+    return handler
