@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 
 from encml import errors
 from encml.cli.app import app
-from encml.cli.clusters import read_tensor
+from encml.cli.client import read_tensor
 from encml.cli.late import exit_code
 from encml.config import ExperimentConfig, load_cluster, load_yaml
 from encml.errors import ConfigError, DataError, EncmlError

@@ -126,8 +126,8 @@ def keys_init(
 ) -> None:
     """Make the keys of a new cluster: an authority, three parties, an owner and clients."""
     run_command(
-        "clusters",
-        "keys_init",
+        "keys",
+        "init",
         folder=folder,
         hosts=hosts,
         clients=clients,
@@ -145,7 +145,7 @@ def keys_add_client(
     days: Annotated[int, typer.Option(min=1, help="How long the certificate is valid.")] = 365,
 ) -> None:
     """Make keys for one more client."""
-    run_command("clusters", "keys_add_client", folder=folder, name=name, days=days)
+    run_command("keys", "add", folder=folder, name=name, days=days)
 
 
 @app.command(epilog="Example, on the second host:  encml party --config cluster.yaml --rank 1")
@@ -154,7 +154,7 @@ def party(
     rank: Annotated[int, typer.Option("--rank", "-r", min=0, max=2, help="Which party this is.")],
 ) -> None:
     """Run one of the three computing parties until Ctrl-C or SIGTERM."""
-    run_command("clusters", "party", config_file=config, rank=rank)
+    run_command("party", "run", config_file=config, rank=rank)
 
 
 @app.command(epilog="Example:  encml serve runs/mnist-20270101-120000 --config cluster.yaml --requests 3")
@@ -174,7 +174,7 @@ def serve(
 ) -> None:
     """As the owner: put a model's shares into a running cluster and let clients ask it."""
     run_command(
-        "clusters",
+        "owner",
         "serve",
         folder=folder,
         config_file=config,
@@ -192,13 +192,13 @@ def stop(
     owner: Owner = "owner",
 ) -> None:
     """As the owner: let nobody ask a model any more."""
-    run_command("clusters", "stop", config_file=config, model=model, owner=owner)
+    run_command("owner", "stop", config_file=config, model=model, owner=owner)
 
 
 @app.command(epilog="Example:  encml status --config cluster.yaml")
 def status(config: Cluster, owner: Owner = "owner") -> None:
     """Print how each party of a cluster is, and its models."""
-    run_command("clusters", "status", config_file=config, owner=owner)
+    run_command("owner", "status", config_file=config, owner=owner)
 
 
 @app.command(
@@ -229,7 +229,7 @@ def query(
 ) -> None:
     """As a client: have images classified by a cluster that sees neither them nor the result."""
     run_command(
-        "clusters",
+        "client",
         "query",
         config_file=config,
         model=model,
