@@ -7,9 +7,12 @@ stay open between requests, and whoever waits can be interrupted.
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 import threading
+import weakref
 from collections.abc import Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -52,6 +55,7 @@ class Calls:
     def __init__(self, config: ClusterConfig, name: str) -> None:
         self._config = config
         self._context = client_context(config.keys, name)
+        self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name=f"encml-{name}", daemon=True)
         self._thread.start()
@@ -69,7 +73,7 @@ class Calls:
         """Close all connections; idempotent."""
         if self._loop.is_closed():
             return
-        self._wait(self._session.close())
+        self._wait(self._close())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -127,9 +131,6 @@ class Calls:
                 timeout=aiohttp.ClientTimeout(total=timeout, sock_connect=self._config.timeout),
             ) as response:
                 body = await response.read()
-                if response.status == 200:
-                    return Reply(body, dict(response.headers))
-                raise _reported(response.status, body, where)
         except aiohttp.ClientConnectorCertificateError as error:
             reason = getattr(error.certificate_error, "verify_message", "") or str(error.certificate_error)
             raise AuthenticationError(
@@ -139,6 +140,9 @@ class Calls:
             raise self._silent(rank, timeout) from None
         except (aiohttp.ClientError, OSError) as error:
             raise self._unreachable(rank, error) from None
+        if response.status != 200:
+            raise _reported(response.status, body, where)
+        return Reply(body, dict(response.headers))
 
     def _silent(self, rank: int, seconds: float) -> PartyTimeout:
         address = self._config.parties[rank].api_address
@@ -155,11 +159,31 @@ class Calls:
                 address=address,
             )
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        if isinstance(error, aiohttp.ServerDisconnectedError):
+            reason = "it closed the connection"
         return PartyError(f"party {rank} ({address}) cannot be reached: {reason}", rank=rank, address=address)
 
     async def _open(self) -> aiohttp.ClientSession:
-        connector = aiohttp.TCPConnector(ssl=self._context, keepalive_timeout=IDLE_SECONDS, limit=0)
+        connector = aiohttp.TCPConnector(
+            ssl=self._context, keepalive_timeout=IDLE_SECONDS, limit=0, socket_factory=self._new_socket
+        )
         return aiohttp.ClientSession(connector=connector)
+
+    def _new_socket(self, address: aiohttp.AddrInfoType) -> socket.socket:
+        family, kind, protocol, _, _ = address
+        sock = socket.socket(family, kind, protocol)
+        self._sockets.add(sock)
+        return sock
+
+    async def _close(self) -> None:
+        await self._session.close()
+        # A request that was cancelled leaves a connection that still waits for its peer to say goodbye.
+        for sock in self._sockets:
+            if sock.fileno() != -1:
+                with suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
+        while any(sock.fileno() != -1 for sock in self._sockets):
+            await asyncio.sleep(0.001)
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
         """Run something on the background thread and wait for it; an interrupt cancels it there."""

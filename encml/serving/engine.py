@@ -265,15 +265,15 @@ class Engine:
             said = {rank: answers[k][place] for k, rank in enumerate(control.FOLLOWERS)}
             missing = [rank for rank, what in said.items() if what == Answer.MISSING]
             different = [rank for rank, what in said.items() if what == Answer.DIFFERENT]
-            if different:
+            if job.model.remaining == 0:
+                decisions.append(Decision(Verdict.CAPPED))
+            elif different:
                 decisions.append(Decision(Verdict.DIFFERENT, different[0]))
             elif missing and now - (job.proposed or now) > self._part_wait:
                 decisions.append(Decision(Verdict.INCOMPLETE, missing[0]))
             elif missing:
                 job.retry_at, job.retry_after = now + job.retry_after, min(2 * job.retry_after, LAST_RETRY)
                 decisions.append(Decision(Verdict.LATER))
-            elif job.model.remaining == 0:
-                decisions.append(Decision(Verdict.CAPPED))
             elif self._fits(job, chosen):
                 chosen.append(job)
                 decisions.append(Decision(Verdict.RUN))

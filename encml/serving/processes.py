@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO
 
 from encml.config.cluster import ClusterConfig, PartyConfig
-from encml.errors import ConfigError, PartyError
+from encml.errors import ConfigError, PartyError, PartyTimeout
 from encml.net.transport import PARTIES
 
 STOP_SECONDS = 10.0
@@ -83,6 +83,8 @@ class LocalParties:
         """Start party ``rank``, which must not be running."""
         if self.running(rank):
             raise ConfigError(f"party {rank} is running already")
+        if rank in self._processes:
+            _close(self._processes[rank].stdin)
         command = [sys.executable, "-m", "encml.serving", "--config", str(self._config), "--rank", str(rank)]
         with self._log(rank).open("ab") as log:
             self._processes[rank] = subprocess.Popen(
@@ -93,11 +95,6 @@ class LocalParties:
                 # Ctrl-C is for this process, which then stops the parties in order.
                 start_new_session=True,
             )
-
-    def start_all(self) -> None:
-        """Start all three."""
-        for rank in range(PARTIES):
-            self.start(rank)
 
     def running(self, rank: int) -> bool:
         """Whether party ``rank`` has been started and has not ended."""
@@ -116,11 +113,10 @@ class LocalParties:
                 how = f"signal {-code}" if code < 0 else f"exit status {code}"
                 raise PartyError(f"party {rank} has ended ({how}); its log ends with:\n{self.tail(rank)}", rank=rank)
 
-    def tail(self, rank: int) -> str:
+    def tail(self, rank: int, lines: int = TAIL_LINES) -> str:
         """The last lines of a party's log; parties never log a secret."""
         with suppress(OSError):
-            lines = self._log(rank).read_text(errors="replace").splitlines()
-            return "\n".join(lines[-TAIL_LINES:])
+            return "\n".join(self._log(rank).read_text(errors="replace").splitlines()[-lines:])
         return ""
 
     def kill(self, rank: int) -> None:
@@ -129,6 +125,16 @@ class LocalParties:
         process.kill()
         process.wait()
         _close(process.stdin)
+
+    def wait(self, rank: int, seconds: float) -> int:
+        """The exit status of party ``rank`` once it has ended. Raises PartyTimeout if it has not in time."""
+        process = self._processes[rank]
+        try:
+            code = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise PartyTimeout(f"party {rank} has not ended within {seconds:g} s", rank=rank) from None
+        _close(process.stdin)
+        return code
 
     def stop(self) -> None:
         """Stop all parties and remove their logs; idempotent."""

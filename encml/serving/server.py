@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from encml.config.cluster import ClusterConfig
 from encml.errors import (
@@ -73,6 +74,18 @@ _STATUS: tuple[tuple[type[EncmlError], int], ...] = (
 )
 
 _log = logging.getLogger(__name__)
+
+
+def _without_payload(record: logging.LogRecord) -> bool:
+    """A refused HTTP message is quoted by its error: what a client sent, shares included, is not for the log."""
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, HttpProcessingError):
+        record.msg, record.args, record.exc_info = "refused a malformed HTTP message", (), None
+    return True
+
+
+_http_log = logging.getLogger(f"{__name__}.http")
+_http_log.addFilter(_without_payload)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -213,7 +226,9 @@ async def _run(config: ClusterConfig, rank: int, stop_with_stdin: bool) -> None:
     if stop_with_stdin:
         loop.add_reader(sys.stdin.fileno(), _end_with, sys.stdin.fileno(), stop)
     server = Server(config, rank, ended=stop)
-    runner = web.AppRunner(server.application(), access_log=None, shutdown_timeout=GRACE_SECONDS)
+    runner = web.AppRunner(
+        server.application(), access_log=None, shutdown_timeout=GRACE_SECONDS, logger=_http_log, lingering_time=1.0
+    )
     await runner.setup()
     assert runner.server is not None
     party = config.parties[rank]
