@@ -18,12 +18,13 @@ from encml.net.transport import PARTIES
 from encml.serving.calls import Call, Calls, same
 from encml.serving.client import Client
 from encml.serving.model_store import PartyModel, check_model_name, load_model_shares, share_model
-from encml.serving.processes import LocalParties, local_config
+from encml.serving.processes import LocalParties, local_config, write_config
 from encml.serving.wire import ModelStatus, ServeRequest, Status, read_message
 
 UPLOAD_SECONDS = 300.0
 START_SECONDS = 90.0
 """How long the parties may take to start: three Python processes that import PyTorch."""
+CLUSTER_FILE = "cluster.yaml"
 _POLL_SECONDS = 0.05
 
 
@@ -56,27 +57,32 @@ class Cluster:
     @classmethod
     def local(
         cls,
+        folder: str | Path | None = None,
         *,
         threads: int = 1,
         timeout: float = 10.0,
         connect_timeout: float = 30.0,
         fraction_bits: int = 16,
     ) -> Cluster:
-        """Three processes on this machine with keys and store of their own, gone when it is closed.
+        """Three processes on this machine, on free ports.
+
+        folder: where ``cluster.yaml``, keys and store lie, for clients in other processes and for the next time: a
+            cluster file that is there already is used as it is. Default: a temporary folder.
+        The other parameters are those of the cluster file.
 
         It protects nothing from this machine, where all three parties run; the protocol, TLS included, is the real one.
-        The parameters are those of the cluster file.
         """
-        folder = tempfile.TemporaryDirectory(prefix="encml-cluster-")
-        config = local_config(
-            Path(folder.name),
-            threads=threads,
-            timeout=timeout,
-            connect_timeout=connect_timeout,
-            fraction_bits=fraction_bits,
-        )
-        cluster = cls(config, auto_managed=True)
-        cluster._folder = folder
+        temporary = tempfile.TemporaryDirectory(prefix="encml-cluster-") if folder is None else None
+        place = Path(temporary.name if temporary is not None else folder or ".").absolute()
+        path = place / CLUSTER_FILE
+        if not path.exists():
+            place.mkdir(parents=True, exist_ok=True)
+            config = local_config(
+                place, threads=threads, timeout=timeout, connect_timeout=connect_timeout, fraction_bits=fraction_bits
+            )
+            write_config(config, path)
+        cluster = cls(path, auto_managed=True)
+        cluster._folder = temporary
         return cluster
 
     def __enter__(self) -> Self:

@@ -7,7 +7,6 @@ process ends, however it ends.
 from __future__ import annotations
 
 import atexit
-import json
 import secrets
 import signal
 import socket
@@ -18,6 +17,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
+
+import yaml
 
 from encml.config.cluster import ClusterConfig, PartyConfig
 from encml.errors import ConfigError, PartyError, PartyTimeout
@@ -67,15 +68,19 @@ def free_ports(count: int) -> list[int]:
             sock.close()
 
 
+def write_config(config: ClusterConfig, path: Path) -> None:
+    """Write a cluster file, with absolute paths."""
+    absolute = config.model_copy(update={"keys": config.keys.absolute(), "store": config.store.absolute()})
+    path.write_text(yaml.safe_dump(absolute.model_dump(mode="json", exclude_none=True), sort_keys=False))
+
+
 class LocalParties:
     """Runs and stops the parties of ``config``; ``stop`` ends all of them, and so does the end of this process."""
 
     def __init__(self, config: ClusterConfig) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="encml-parties-")
         self._config = Path(self._folder.name) / "cluster.yaml"
-        # JSON is YAML; paths must hold wherever the file lies.
-        absolute = config.model_copy(update={"keys": config.keys.absolute(), "store": config.store.absolute()})
-        self._config.write_text(json.dumps(absolute.model_dump(mode="json", exclude_none=True)))
+        write_config(config, self._config)
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         atexit.register(self.stop)
 
