@@ -1,7 +1,7 @@
 """Memory layout behind a leading axis: results laid out as the plain operation would lay out its own.
 
 PyTorch's element-wise results keep the order of dimensions in memory of what they are made from (a transposed matrix
-gives a transposed matrix), and programs rely on it where they call ``view``.
+gives a transposed matrix), and programs rely on it where they call ``view``. ``terms`` are (n, *shape) throughout.
 """
 
 from __future__ import annotations
@@ -12,38 +12,34 @@ import torch
 from torch import Tensor
 
 
-def memory_order(terms: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """``terms`` (n, *shape) with shape's dimensions in the order of memory, and what puts a result's back in place."""
+def memory_order(terms: Tensor) -> tuple[int, ...]:
+    """shape's dimensions, outermost in memory first, as torch orders those of a new tensor made like these."""
+    dims = range(terms.ndim - 1)
     if terms.is_contiguous():
-        return terms, _same
-    order = _order(terms[0])
-    return terms.permute(0, *(d + 1 for d in order)), lambda result: _restore(result, order)
+        return tuple(dims)
+    strides = torch.empty_like(terms[0], device="meta").stride()
+    return tuple(sorted(dims, key=lambda d: -strides[d]))
+
+
+def to_order(terms: Tensor, order: Sequence[int]) -> Tensor:
+    """A view of ``terms`` with shape's dimensions in the given order."""
+    return terms.permute(0, *(d + 1 for d in order))
+
+
+def from_order(terms: Tensor, order: Sequence[int]) -> Tensor:
+    """The inverse of ``to_order``."""
+    return terms.permute(0, *(order.index(d) + 1 for d in range(len(order))))
 
 
 def in_memory_order(f: Callable[[Tensor], Tensor], terms: Tensor) -> Tensor:
     """f(terms) for an element-wise f, laid out as ``terms`` are (but without gaps), whatever layout f gives."""
-    ordered, restore = memory_order(terms)
-    return restore(f(ordered))
+    order = memory_order(terms)
+    return from_order(f(to_order(terms, order)), order)
 
 
 def stack(parts: Sequence[Tensor]) -> Tensor:
     """torch.stack along a new leading axis that keeps the layout of the parts, which is the same for all."""
-    first = parts[0]
-    if first.is_contiguous():
+    if all(part.is_contiguous() for part in parts):
         return torch.stack(list(parts))
-    order = _order(first)
-    return _restore(torch.stack([part.permute(order) for part in parts]), order)
-
-
-def _order(x: Tensor) -> list[int]:
-    """The dimensions of x, outermost in memory first, as torch orders those of a new tensor made like it."""
-    strides = torch.empty_like(x, device="meta").stride()
-    return sorted(range(x.ndim), key=lambda d: -strides[d])
-
-
-def _restore(terms: Tensor, order: Sequence[int]) -> Tensor:
-    return terms.permute(0, *(order.index(d) + 1 for d in range(len(order))))
-
-
-def _same(result: Tensor) -> Tensor:
-    return result
+    order = memory_order(parts[0][None])
+    return from_order(torch.stack([part.permute(order) for part in parts]), order)

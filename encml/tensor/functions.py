@@ -1,4 +1,4 @@
-"""What must be caught above autograd: functions that keep a secret mask for backward, and traps."""
+"""What must be caught above autograd: what PyTorch would do past the table of operators, and traps."""
 
 from __future__ import annotations
 
@@ -10,45 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from encml.errors import SecretError, UnsupportedOperation
-from encml.tensor.handlers import compare, creation
+from encml.tensor.handlers import creation
 from encml.tensor.refusals import refuse_values
+from encml.tensor.secret import Secret
 from encml.tensor.shared import SharedTensor, secret
-
-
-class ReLU(torch.autograd.Function):
-    """relu that keeps its secret mask, so that backward costs one product and no comparison."""
-
-    @staticmethod
-    def forward(ctx: Any, x: SharedTensor) -> SharedTensor:
-        with x.session.ledger.operation("relu"):
-            value, mask = compare.relu_with_mask(x)
-        ctx.save_for_backward(mask)
-        return value
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        (mask,) = ctx.saved_tensors
-        with mask.session.ledger.operation("relu_backward"):
-            # As a torch operation, so that it can be differentiated again.
-            return torch.mul(gradient, mask)
-
-
-def relu(input: SharedTensor, inplace: bool = False) -> SharedTensor:
-    """F.relu, torch.relu, Tensor.relu."""
-    if inplace:
-        return relu_(input)
-    if torch.is_grad_enabled() and input.requires_grad:
-        result: SharedTensor = ReLU.apply(input)  # type: ignore[no-untyped-call]
-        return result
-    return torch.ops.aten.relu.default(input)  # type: ignore[no-any-return]
-
-
-def relu_(input: SharedTensor) -> SharedTensor:
-    """relu_: in place where no gradient flows, as a copy of relu's result where one does."""
-    if torch.is_grad_enabled() and input.requires_grad:
-        input.copy_(relu(input))
-        return input
-    return torch.ops.aten.relu_.default(input)  # type: ignore[no-any-return]
 
 
 def dropout(input: SharedTensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> SharedTensor:
@@ -58,6 +23,14 @@ def dropout(input: SharedTensor, p: float = 0.5, training: bool = True, inplace:
     raise UnsupportedOperation(
         "dropout on secrets has no secret-shared version yet; call model.eval(), or leave it out of training"
     )
+
+
+def backward(self: Tensor, gradient: Tensor | None = None, *args: Any, **kwargs: Any) -> None:
+    """Tensor.backward; a plain gradient becomes a public secret, for secret ones will be added to it."""
+    if isinstance(self, SharedTensor) and gradient is not None and not isinstance(gradient, SharedTensor):
+        gradient = SharedTensor(Secret.of_public(self.session, gradient), gradient.dtype)
+    with torch._C.DisableTorchFunctionSubclass():
+        torch.Tensor.backward(self, gradient, *args, **kwargs)  # type: ignore[no-untyped-call]
 
 
 def set_data(x: Tensor, value: Tensor) -> None:
@@ -84,12 +57,7 @@ def _refuse_shared_memory(*_: object, **__: object) -> NoReturn:
 
 
 FUNCTIONS: dict[Any, Callable[..., Any]] = {
-    F.relu: relu,
-    torch.relu: relu,
-    torch.Tensor.relu: relu,
-    F.relu_: relu_,
-    torch.relu_: relu_,
-    torch.Tensor.relu_: relu_,
+    torch.Tensor.backward: backward,
     F.dropout: dropout,
     torch.dropout: dropout,
     torch.Tensor.data.__set__: set_data,  # type: ignore[attr-defined]  # a property of the C base

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from encml.mpc.comparison import SecretBits
 from encml.mpc.session import Session
 from encml.mpc.sharing import public
 from encml.mpc.truncation import truncate, truncate_rows
@@ -27,11 +28,15 @@ stay below 2^(54 - 2f) then, 2^22 at f = 16. Everything else stays within 2f bit
 
 @dataclass(slots=True, eq=False, repr=False)
 class _Cell:
-    """The memory that a secret and its views share."""
+    """The memory that a secret and its views share.
+
+    ``chosen``: the bits by which a ReLU chose these contents, for its backward; gone when they are written over.
+    """
 
     terms: Tensor
     fraction_bits: int
     pending: bool
+    chosen: SecretBits | None = None
 
 
 class Secret:
@@ -73,6 +78,16 @@ class Secret:
     def pending(self) -> bool:
         """Whether a product has not been reshared yet."""
         return self._cell.pending
+
+    @property
+    def chosen(self) -> SecretBits | None:
+        """The bits, in the order of memory, by which a ReLU chose this secret's values, if it is a ReLU's result."""
+        return self._cell.chosen if self._look is None else None
+
+    def keep(self, bits: SecretBits) -> Secret:
+        """Remember the bits that chose this secret's values; returns itself."""
+        self._cell.chosen = bits
+        return self
 
     @property
     def terms(self) -> Tensor:
@@ -150,6 +165,7 @@ class Secret:
     def overwrite(self, source: Secret) -> None:
         """Take the value of ``source``, settled and broadcast, in place: views and what this is a view of see it."""
         payload, cell = source.payload, self._cell
+        cell.chosen = source.chosen if self._look is None else None
         if self._look is None:
             cell.terms, cell.pending = self.room(self.shape, self.terms.stride()[1:]), False
             cell.fraction_bits = source.fraction_bits

@@ -77,8 +77,10 @@ class SharedTensor(torch.Tensor):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         own = cls.functions.get(func)
+        if own is not None:
+            return own(*args, **(kwargs or {}))
         with torch._C.DisableTorchFunctionSubclass():
-            return (own or func)(*args, **(kwargs or {}))
+            return func(*args, **(kwargs or {}))
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]  # the stub leaves out that it is a class method

@@ -163,15 +163,16 @@ def test_relu_of_views() -> None:
         matches(lambda x, layout=layout: layout(x * x).relu(), grid(4, 4), grad_ulps=2)
 
 
-def test_relu_keeps_its_mask_for_backward(session: Session) -> None:
-    """Backward compares nothing again: one product, whose mask has no fraction, so one round."""
+def test_relu_keeps_its_bits_for_backward(session: Session) -> None:
+    """Backward compares nothing again: it selects, in two rounds and 32 bytes an element."""
     x = encml.share(grid(64)).requires_grad_()
     y = x.relu()
     before = session.ledger.total
     y.backward(encml.share(grid(64)))
     near(x.grad.reveal(), grid(64) * (grid(64) > 0), 0)
     spent = session.ledger.total - before
-    assert spent.rounds == 3  # share, reshare the product, reveal
+    assert spent.rounds == 4  # share, select, reveal
+    assert session.ledger.costs["threshold_backward"].bytes == 32 * 64
     assert session.ledger.costs["relu"].rounds == 10
 
 
