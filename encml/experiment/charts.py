@@ -12,6 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from encml.experiment.text import epsilon_text
+
 # What matplotlib draws in these colours, the page draws in its own.
 _INK, _GRID, _BLUE, _ORANGE, _GREEN = "#010101", "#020202", "#030303", "#040404", "#050505"
 _VARIABLES = {_INK: "ink", _GRID: "grid", _BLUE: "blue", _ORANGE: "orange", _GREEN: "green"}
@@ -54,7 +56,7 @@ def epsilon_chart(rounds: Sequence[int], epsilon: Sequence[float]) -> str:
     figure, axes = _figure()
     _line(axes, rounds, epsilon, _ORANGE)
     axes.set_ylim(0, max(epsilon) * 1.15 or 1)
-    _annotate(axes, rounds, epsilon, f"{epsilon[-1]:.2f}")
+    _annotate(axes, rounds, epsilon, epsilon_text(epsilon[-1]))
     return _svg(figure, "Epsilon spent by round")
 
 

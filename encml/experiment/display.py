@@ -6,7 +6,7 @@ import logging
 import time
 
 from encml.experiment.metrics import Round
-from encml.experiment.text import seconds_text
+from encml.experiment.text import epsilon_text, seconds_text
 
 _log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class Display:
 def round_text(record: Round, rounds: int) -> str:
     """One round in a line."""
     left_out = f" ({len(record.failed)} left out)" if record.failed else ""
-    spent = "" if record.epsilon is None else f", epsilon {record.epsilon:.2f}"
+    spent = "" if record.epsilon is None else f", epsilon {epsilon_text(record.epsilon)}"
     return (
         f"round {record.round}/{rounds}: {record.accepted} clients{left_out}, "
         f"accuracy {100 * record.accuracy:.2f} %{spent}"

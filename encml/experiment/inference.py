@@ -145,5 +145,4 @@ def _by_operation(model: nn.Module, images: Tensor) -> dict[str, Cost]:
     shared = share(model, session=session)
     before = session.ledger.costs.copy()
     _ask(shared, session, images)
-    spent = {name: cost - before.get(name, Cost()) for name, cost in session.ledger.costs.items()}
-    return {name: cost for name, cost in spent.items() if cost.calls or cost.rounds}
+    return {name: cost - before.get(name, Cost()) for name, cost in session.ledger.costs.items()}

@@ -169,7 +169,7 @@ def read_metrics(path: Path) -> Metrics:
 
 
 def operation_costs(costs: Mapping[str, Cost]) -> tuple[OperationCost, ...]:
-    """A ledger's costs by operation, the most bytes first."""
+    """A ledger's costs by operation, the most bytes first; without those that cost nothing."""
     records = [
         OperationCost(
             operation=name,
@@ -179,6 +179,7 @@ def operation_costs(costs: Mapping[str, Cost]) -> tuple[OperationCost, ...]:
             seconds=cost.seconds,
         )
         for name, cost in costs.items()
+        if cost.calls or cost.rounds
     ]
     return tuple(sorted(records, key=lambda record: -record.bytes_per_party))
 

@@ -24,7 +24,14 @@ from encml.experiment.charts import accuracy_chart, clients_chart, epsilon_chart
 from encml.experiment.files import write_file
 from encml.experiment.folder import CLASSIFIED, CONFIG, REPORT
 from encml.experiment.metrics import Inference, Metrics, OperationCost, Round, read_metrics
-from encml.experiment.text import bytes_text, inference_sentence, milliseconds_text, seconds_text, small_text
+from encml.experiment.text import (
+    bytes_text,
+    epsilon_text,
+    inference_sentence,
+    milliseconds_text,
+    seconds_text,
+    small_text,
+)
 
 FIRST_IMAGES = 40
 """So many of the first test images are shown, and at most so many of those that came out wrong."""
@@ -88,7 +95,9 @@ def _headline(metrics: Metrics) -> list[dict[str, str]]:
     else:
         figures.append(
             _figure(
-                "Epsilon", f"{privacy.epsilon:.2f}", f"for one {privacy.unit}, δ = {small_text(privacy.delta or 0.0)}"
+                "Epsilon",
+                epsilon_text(privacy.epsilon),
+                f"for one {privacy.unit}, δ = {small_text(privacy.delta or 0.0)}",
             )
         )
     figures.append(_figure("Rounds", f"{len(metrics.rounds)}", f"{metrics.data.clients:,} clients"))
@@ -160,7 +169,13 @@ def _operations(metrics: Metrics) -> list[dict[str, Any]]:
         )
         groups.append(("Private inference, by operation", note, metrics.inference.costs))
     return [
-        {"title": title, "note": note, "rows": _rows(costs), "total": _row(_sum("Total", costs), 1, 1)}
+        {
+            "title": title,
+            "note": note,
+            "rows": _rows(costs),
+            "total": _row(_sum("Total", costs), 1, 1),
+            "timed": any(cost.calls for cost in costs),
+        }
         for title, note, costs in groups
         if costs
     ]
@@ -225,7 +240,7 @@ def _images(path: Path) -> list[dict[str, Any]]:
     wrong = [image for image in shown if image["wrong"]]
     groups = [{"title": f"The first {len(first)} images: the predicted class, and the true one", "images": first}]
     if wrong:
-        cut = " (the first of them)" if len(wrong) >= FIRST_IMAGES else ""
+        cut = f" (the first {len(wrong)} of them)" if len(wrong) >= FIRST_IMAGES else ""
         groups.append({"title": f"Images that came out wrong{cut}", "images": wrong})
     return groups
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from encml.experiment.metrics import Inference
 
 
@@ -28,6 +30,8 @@ def bytes_text(count: float) -> str:
 
 def seconds_text(seconds: float) -> str:
     """A duration for people: 12 ms, 3.4 s, 2:05 min."""
+    if 0 < seconds < 0.00095:
+        return "< 1 ms"
     if seconds < 0.0995:
         return f"{1000 * seconds:.2g} ms"
     if seconds < 99.5:
@@ -38,6 +42,11 @@ def seconds_text(seconds: float) -> str:
 def milliseconds_text(value: float) -> str:
     """A time per image: 12.3 ms."""
     return f"{value:.3g} ms" if value < 100 else f"{value:.0f} ms"
+
+
+def epsilon_text(epsilon: float) -> str:
+    """Two decimals, rounded up: never less than was spent."""
+    return f"{math.ceil(round(100 * epsilon, 6)) / 100:.2f}"
 
 
 def small_text(value: float) -> str:

@@ -32,7 +32,7 @@ from encml.experiment.metrics import (
     read_metrics,
 )
 from encml.experiment.report import FIRST_IMAGES, make_report, select_images
-from encml.experiment.text import bytes_text, milliseconds_text, seconds_text, small_text
+from encml.experiment.text import bytes_text, epsilon_text, milliseconds_text, seconds_text, small_text
 from encml.net.ledger import Cost
 
 
@@ -242,7 +242,9 @@ def test_costs_come_in_the_order_of_their_bytes() -> None:
 
 def test_figures_for_people() -> None:
     assert [bytes_text(x) for x in (0, 950, 12_345, 4.56e6, 3.2e9)] == ["0 B", "950 B", "12.3 kB", "4.56 MB", "3.2 GB"]
-    assert [seconds_text(x) for x in (0.0123, 3.44, 42.4, 125.2, 119.6)] == [
+    assert [seconds_text(x) for x in (0.0, 0.0001, 0.0123, 3.44, 42.4, 125.2, 119.6)] == [
+        "0 ms",
+        "< 1 ms",
         "12 ms",
         "3.4 s",
         "42 s",
@@ -251,3 +253,4 @@ def test_figures_for_people() -> None:
     ]
     assert [milliseconds_text(x) for x in (0.5, 41.23, 234.5)] == ["0.5 ms", "41.2 ms", "234 ms"]
     assert small_text(1e-5) == "1e-5"
+    assert [epsilon_text(x) for x in (0.0, 1.0, 2.991, 0.3)] == ["0.00", "1.00", "3.00", "0.30"]
