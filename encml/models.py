@@ -36,5 +36,6 @@ def seed_network() -> nn.Sequential:
         else:
             continue
         nn.init.normal_(layer.weight, std=deviation)
-        nn.init.zeros_(layer.bias)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
     return network

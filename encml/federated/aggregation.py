@@ -141,7 +141,7 @@ class SecureAggregator:
         at every party. ``weights``: public positive integers, such as numbers of examples; scaled down where the ring
         could not hold the sum; None: all 1. Without uploads the sum is 0, and there is still noise on it.
 
-        57 rounds; in all, some 17 kB a client, whatever d. A row is not sent here but handed over: 8 d bytes a party.
+        56 rounds; in all, some 16 kB a client, whatever d. A row is not sent here but handed over: 8 d bytes a party.
         Raises ProtocolError if none of the uploads could be used, PrivacyError for noise with unequal weights.
         """
         if context.fraction_bits != self.settings.fraction_bits:
@@ -176,9 +176,9 @@ class SecureAggregator:
     ) -> tuple[Tensor, list[str], dict[str, str]]:
         """The readable and consistent updates as a payload (S, m, d), whose they are, and who was refused. 2 rounds.
 
-        Shares x_1 and x_2, x_0 are each held by two parties, which compare SHA-256 digests of them: a client that deals
-        them different shares could otherwise pass every check with one vector and be added with another. Both hold what
-        they tell each other the digest of, so that nothing is revealed.
+        Every share is held by two parties, which compare SHA-256 digests of it: a client that deals them different
+        shares could otherwise pass every check with one vector and be added with another. Both hold what they tell each
+        other the digest of, so that nothing is revealed.
         """
         parties = self._parties
         count = len(uploads)

@@ -78,7 +78,8 @@ class FederatedRunner:
     session: an in-process session of its own, or a given one in which all three parties live.
     aggregation: clipping and noise inside the protocol. With noise, the privacy unit is the client: ``delta`` is
         needed, sampling is by rate or of all clients, weighting is uniform, and the mean is over the expected number of
-        clients.
+        clients. A rate below 1 lowers epsilon only against those who are not told who took part, so not against the
+        server and the parties (see encml.privacy.accounting).
     seed: of what may repeat (the order of batches; the choice of clients where no privacy rests on it).
     workers: clients that train at the same time, on one core each.
     """

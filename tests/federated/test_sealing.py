@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from torch import Tensor
 
 from encml.errors import ProtocolError
+from encml.federated import sealing
 from encml.federated.sealing import Envelope, UploadContext, seal, split, unseal, upload_bytes
 
 D = 37
@@ -89,6 +90,18 @@ def test_parts_of_two_uploads_do_not_mix() -> None:
     one, two = split(sealed(), D)[1], split(sealed(), D)[1]
     with pytest.raises(ProtocolError, match="does not open"):
         unseal(Envelope(one.blob, two.body), "ada", CONTEXT, 1, KEYS[1])
+
+
+def test_a_body_is_bound_to_its_round_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also should a client ever use a body key twice."""
+    monkeypatch.setattr(sealing, "os", type("Same", (), {"urandom": staticmethod(bytes)}))
+    later = UploadContext(CONTEXT.session, 8, D, 20)
+    now, then = (
+        split(seal(update(), "ada", context, [k.public_key() for k in KEYS]), D)[1] for context in (CONTEXT, later)
+    )
+    assert unseal(now, "ada", CONTEXT, 1, KEYS[1]).shape == (D,)
+    with pytest.raises(ProtocolError, match="does not open"):
+        unseal(Envelope(now.blob, then.body), "ada", CONTEXT, 1, KEYS[1])
 
 
 def test_every_single_bit_counts() -> None:
