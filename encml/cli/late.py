@@ -11,6 +11,8 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import typer
@@ -58,21 +60,20 @@ def run_command(module: str, function: str, **arguments: Any) -> None:
 
     Ctrl-C ends it with 130 and SIGTERM with 143, after everything has been closed on the way out.
     """
-    _set_up_logging()
-    signal.signal(signal.SIGTERM, _terminate)
-    try:
-        getattr(importlib.import_module(f"encml.cli.{module}"), function)(**arguments)
-    except EncmlError as error:
-        if Settings.debug:
-            raise
-        typer.echo(f"encml: {error}", err=True)
-        raise typer.Exit(exit_code(error)) from None
-    except KeyboardInterrupt:
-        raise typer.Exit(INTERRUPTED) from None
-    except BrokenPipeError:
-        # Whoever read the output has enough of it; Python must not try to flush the rest.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(0) from None
+    with _logging(), _sigterm():
+        try:
+            getattr(importlib.import_module(f"encml.cli.{module}"), function)(**arguments)
+        except EncmlError as error:
+            if Settings.debug:
+                raise
+            typer.echo(f"encml: {error}", err=True)
+            raise typer.Exit(exit_code(error)) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(INTERRUPTED) from None
+        except BrokenPipeError:
+            # Whoever read the output has enough of it; Python must not try to flush the rest.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(0) from None
 
 
 def exit_code(error: EncmlError) -> int:
@@ -80,22 +81,36 @@ def exit_code(error: EncmlError) -> int:
     return next(code for kind, code in EXIT_CODES if isinstance(error, kind))
 
 
-def _terminate(*_: object) -> None:
-    raise SystemExit(TERMINATED)
+@contextmanager
+def _sigterm() -> Iterator[None]:
+    """SIGTERM leaves as an exception does, so that what is open is closed on the way."""
+
+    def leave(*_: object) -> None:
+        raise SystemExit(TERMINATED)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
-def _set_up_logging() -> None:
+@contextmanager
+def _logging() -> Iterator[None]:
     """encml's log goes to stderr: coloured lines on a terminal, plain ones elsewhere."""
     handler: logging.Handler
     if error_console.is_terminal:
-        handler = RichHandler(
-            console=error_console, show_path=False, log_time_format="%H:%M:%S", omit_repeated_times=False
-        )
+        handler = RichHandler(console=error_console, show_path=False, log_time_format="%H:%M:%S")
         handler.setFormatter(logging.Formatter("%(message)s"))
     else:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
     logger = logging.getLogger("encml")
-    logger.handlers[:] = [handler]
-    logger.propagate = False
+    before = logger.level
+    logger.addHandler(handler)
     logger.setLevel(logging.DEBUG if Settings.verbose else logging.INFO)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+        logger.removeHandler(handler)

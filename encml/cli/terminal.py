@@ -52,6 +52,11 @@ class BarDisplay(Display):
     ) -> None:
         self._open.close()
 
+    def phase(self, text: str) -> None:
+        """See ``Display.phase``."""
+        super().phase(text)
+        self._remove(*self._tasks)
+
     def training(self, done: int, rounds: int) -> None:
         """See ``Display.training``."""
         self._bar("Rounds", done, rounds)
@@ -63,15 +68,17 @@ class BarDisplay(Display):
 
     def round_done(self, record: Round, rounds: int, seconds_left: float) -> None:
         """See ``Display.round_done``."""
+        super().round_done(record, rounds, seconds_left)
         state = round_text(record, rounds).partition(": ")[2]
         self._bar("Rounds", record.round, rounds, state=state, left=seconds_left)
-        if record.round == rounds:
-            for name in ("Rounds", "Clients"):
-                self._progress.remove_task(self._tasks.pop(name))
 
     def images(self, done: int, total: int, batch_size: int) -> None:
         """See ``Display.images``."""
         self._bar("Private images", done, total, state=f"batches of {batch_size}")
+
+    def _remove(self, *names: str) -> None:
+        for name in names:
+            self._progress.remove_task(self._tasks.pop(name))
 
     def _bar(self, name: str, done: int, total: int, state: str | None = None, left: float | None = None) -> None:
         if name not in self._tasks:
