@@ -8,12 +8,14 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import typer
+from pydantic import BaseModel
 
 from encml.cli.app import app
-from encml.config import ExperimentConfig, load_cluster, load_yaml
+from encml.config import ClusterConfig, ExperimentConfig, load_cluster, load_yaml
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -78,3 +80,21 @@ def test_links_within_the_repository_lead_somewhere(document: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
         if "://" not in target and not target.startswith("mailto:"):
             assert (document.parent / target).exists(), f"{document.name} links to {target}"
+
+
+def fields(kind: object) -> set[str]:
+    """Every key of a configuration and its sections, whatever unions they stand in."""
+    found: set[str] = set()
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        found |= set(kind.model_fields)
+        for field in kind.model_fields.values():
+            found |= fields(field.annotation)
+    for argument in get_args(kind):
+        found |= fields(argument)
+    return found
+
+
+@pytest.mark.parametrize("kind", [ExperimentConfig, ClusterConfig])
+def test_every_key_is_documented(kind: type[BaseModel]) -> None:
+    text = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    assert [name for name in sorted(fields(kind)) if not re.search(rf"\b{name}\b", text)] == []
