@@ -70,12 +70,12 @@ def _share_module(module: nn.Module, session: Session, owner: int) -> nn.Module:
     parameters: dict[int, nn.Parameter] = {}
     buffers: dict[int, SharedTensor] = {}
     for part in shared.modules():
-        for name, parameter in list(part.named_parameters(recurse=False)):
+        for name, parameter in list(part.named_parameters(recurse=False, remove_duplicate=False)):
             if id(parameter) not in parameters:
                 secret = share(parameter.detach(), session=session, owner=owner)
                 parameters[id(parameter)] = nn.Parameter(secret, parameter.requires_grad)
             setattr(part, name, parameters[id(parameter)])
-        for name, buffer in list(part.named_buffers(recurse=False)):
+        for name, buffer in list(part.named_buffers(recurse=False, remove_duplicate=False)):
             if buffer.is_floating_point():
                 if id(buffer) not in buffers:
                     buffers[id(buffer)] = share(buffer, session=session, owner=owner)

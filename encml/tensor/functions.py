@@ -73,6 +73,8 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
             torch.Tensor.untyped_storage,
             torch.Tensor.storage,
             torch.Tensor.data_ptr,
+            torch.Tensor.__dlpack__,
+            torch.Tensor.__reduce_ex__,
             torch.equal,
             torch.allclose,
             torch.is_nonzero,

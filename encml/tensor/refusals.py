@@ -43,9 +43,9 @@ _ADVICE = {
     **dict.fromkeys(("_native_batch_norm_legit_no_training", "native_layer_norm", "native_group_norm", "std"), _NORM),
     **dict.fromkeys(("_native_batch_norm_legit_functional", "var_mean", "std_mean", "cudnn_batch_norm"), _NORM),
     **dict.fromkeys(("lerp", "addcmul", "addcdiv"), _ADAPTIVE),
-    **dict.fromkeys(("native_dropout", "bernoulli", "empty_like"), _DROPOUT),
+    **dict.fromkeys(("native_dropout", "bernoulli"), _DROPOUT),
     **dict.fromkeys(("embedding", "nonzero", "masked_select", "take"), _LOOK_UP),
-    **dict.fromkeys(("smooth_l1_loss", "huber_loss", "l1_loss"), "use the squared error, F.mse_loss"),
+    **dict.fromkeys(("smooth_l1_loss", "huber_loss"), "use the squared error, F.mse_loss"),
     **dict.fromkeys(("floor_divide", "remainder", "fmod", "floor", "ceil", "round", "trunc", "frac"), _NOT_YET),
 }
 

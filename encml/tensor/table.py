@@ -68,9 +68,11 @@ HANDLERS: dict[Any, Callable[..., Any]] = {
     aten.unfold_backward.default: copies.each_term(aten.unfold_backward.default),
     # Public values as secrets
     aten.zeros_like.default: creation.like(0),
+    aten.empty_like.default: creation.like(0),
     aten.ones_like.default: creation.like(1),
     aten.full_like.default: creation.full_like,
     aten.new_zeros.default: creation.new(0),
+    aten.new_empty.default: creation.new(0),
     aten.new_ones.default: creation.new(1),
     aten.new_full.default: creation.new_full,
     aten.new_empty_strided.default: creation.new_empty_strided,

@@ -1,0 +1,352 @@
+"""Modules, their state, and torch.optim.SGD on secrets, against float64."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from reference import ULP, grid, near
+from torch import Tensor, nn
+
+import encml
+from encml import Session, SharedTensor, UnsupportedOperation
+from encml.errors import SecretError
+
+
+def network(seed: int = 0) -> nn.Sequential:
+    """A small one of the seed network's kind, in float64 and on the grid, so that sharing it is exact."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(
+        nn.Conv2d(1, 3, 3), nn.AvgPool2d(2), nn.ReLU(), nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4, 3)
+    ).double()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_((p / ULP).round() * ULP)
+    return model
+
+
+def seed_network() -> nn.Sequential:
+    """The network of the main job."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3),
+        nn.AvgPool2d(2),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3),
+        nn.AvgPool2d(2),
+        nn.ReLU(),
+        nn.Conv2d(32, 64, 3),
+        nn.AvgPool2d(2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(64, 10),
+    )
+
+
+OPTIMIZERS: list[tuple[dict[str, Any], Callable[[torch.optim.Optimizer], Any] | None]] = [
+    ({"lr": 0.125}, None),
+    ({"lr": 0.1}, None),
+    ({"lr": 0.1, "momentum": 0.9}, None),
+    ({"lr": 0.1, "momentum": 0.9, "nesterov": True}, None),
+    ({"lr": 0.1, "momentum": 0.9, "dampening": 0.3, "weight_decay": 0.01}, None),
+    ({"lr": 0.1, "maximize": True, "weight_decay": 1e-3}, None),
+    ({"lr": torch.tensor(0.1)}, None),
+    ({"lr": 0.2, "momentum": 0.5}, lambda o: torch.optim.lr_scheduler.StepLR(o, 2, 0.5)),
+    ({"lr": 0.2}, lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 10)),
+    ({"lr": 1e-3, "momentum": 0.9}, None),
+]
+
+
+@pytest.mark.parametrize(("settings", "schedule"), OPTIMIZERS, ids=str)
+def test_sgd_follows_float64(settings: dict[str, Any], schedule: Any) -> None:
+    """Eight steps on a squared error. Each rounds gradient, momentum and parameter, the gradient's about ten products
+    of values below 2 with rounded ones, scaled by lr and summed over steps by momentum: within 60 units in all."""
+    x, y = grid(16, 6), grid(16, 2, seed=1)
+    plain = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 2)).double()
+    with torch.no_grad():
+        for i, p in enumerate(plain.parameters()):
+            p.copy_(grid(*p.shape, seed=10 + i) / 4)
+    shared = encml.share(plain)
+    inputs, targets = encml.share(x), encml.share(y)
+    optimizers = [torch.optim.SGD(m.parameters(), **settings) for m in (plain, shared)]
+    schedules = [schedule(o) if schedule else None for o in optimizers]
+    for _ in range(8):
+        for model, optimizer, a, b, plan in zip(
+            (plain, shared), optimizers, (x, inputs), (y, targets), schedules, strict=True
+        ):
+            optimizer.zero_grad()
+            F.mse_loss(model(a), b).backward()
+            optimizer.step()
+            if plan is not None:
+                plan.step()
+    for p, q in zip(plain.parameters(), shared.parameters(), strict=True):
+        near(q.reveal(), p, 60)
+
+
+def test_training_lowers_the_loss() -> None:
+    x, w = grid(64, 4), grid(4, 1, seed=1)
+    model = encml.share(nn.Linear(4, 1).double())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    inputs, targets = encml.share(x), encml.share(x @ w)
+    losses = []
+    for _ in range(60):
+        optimizer.zero_grad(set_to_none=False)
+        loss = F.mse_loss(model(inputs), targets)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach().reveal().item())
+    assert losses[-1] < 0.01 * losses[0]
+
+
+@pytest.mark.parametrize(
+    ("make", "names"),
+    [
+        (lambda p: torch.optim.Adam(p), "SGD"),
+        (lambda p: torch.optim.AdamW(p), "SGD"),
+        (lambda p: torch.optim.RMSprop(p), "SGD"),
+        (lambda p: torch.optim.Adagrad(p), "SGD"),
+        (lambda p: torch.optim.Adadelta(p), "SGD"),
+        (lambda p: torch.optim.NAdam(p), "SGD"),
+        (lambda p: torch.optim.Rprop(p), "has no secret-shared version"),
+        (lambda p: torch.optim.SGD(p, lr=0.1, foreach=True), "foreach"),
+        (lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, fused=True), "fused"),
+    ],
+)
+def test_other_optimizers_are_refused(make: Any, names: str) -> None:
+    model = encml.share(nn.Linear(3, 2))
+    optimizer = make(model.parameters())
+    model(encml.share(torch.ones(1, 3))).sum().backward()
+    with pytest.raises(UnsupportedOperation, match=names):
+        optimizer.step()
+
+
+def test_clipping_gradients_names_what_is_missing() -> None:
+    model = encml.share(nn.Linear(3, 2))
+    model(encml.share(torch.ones(1, 3))).sum().backward()
+    with pytest.raises(UnsupportedOperation, match="norm"):
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+
+
+# Modules -------------------------------------------------------------------------------------------------------------
+
+
+def test_sharing_a_module_copies_it() -> None:
+    plain = network()
+    shared = encml.share(plain)
+    assert type(shared) is nn.Sequential
+    for (name, p), (other, q) in zip(plain.named_parameters(), shared.named_parameters(), strict=True):
+        assert name == other
+        assert isinstance(q, SharedTensor)
+        assert isinstance(q, nn.Parameter)
+        assert q.requires_grad
+        assert q.is_leaf
+        assert type(p) is nn.Parameter
+        near(q.reveal(), p, 0)
+    plain[1].foo = 3
+    assert not hasattr(shared[1], "foo")
+
+
+def test_frozen_parameters_and_buffers() -> None:
+    class Part(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(grid(3), requires_grad=False)
+            self.missing = nn.Parameter(grid(2))
+            self.register_parameter("nothing", None)
+            self.register_buffer("mean", grid(3, seed=1))
+            self.register_buffer("count", torch.tensor(7))
+            self.register_buffer("passing", grid(2), persistent=False)
+            self.register_buffer("nil", None)
+
+    shared = encml.share(Part())
+    assert not shared.weight.requires_grad
+    assert isinstance(shared.mean, SharedTensor)
+    assert isinstance(shared.passing, SharedTensor)
+    assert "passing" not in shared.state_dict()
+    assert shared.count.item() == 7
+    assert shared.nil is None
+    assert shared.nothing is None
+
+
+def test_tied_parameters_stay_tied() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)
+            self.two.weight = self.one.weight
+            self.register_buffer("a", grid(2))
+            self.register_buffer("b", self.a)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.two(self.one(x))
+
+    plain = Tied().double()
+    shared = encml.share(plain)
+    assert shared.one.weight is shared.two.weight
+    assert shared.a is shared.b
+    assert len(list(shared.parameters())) == 1
+    again = copy.deepcopy(shared)
+    assert again.one.weight is again.two.weight
+    assert again.one.weight is not shared.one.weight
+    x = grid(2, 3)
+    plain(x).sum().backward()
+    shared(encml.share(x)).sum().backward()
+    near(shared.one.weight.grad.reveal(), plain.one.weight.grad, 12)
+
+
+@pytest.mark.parametrize("make", [lambda: encml.share(grid(3)), lambda: encml.share(grid(3)) * encml.share(grid(3))])
+def test_deep_copies(make: Callable[[], SharedTensor]) -> None:
+    x = make()
+    x.grad = encml.share(grid(3, seed=4))
+    both = copy.deepcopy([x, x])
+    assert both[0] is both[1]
+    y = both[0]
+    value = x.reveal()
+    y.add_(1)
+    near(x.reveal(), value, 2)
+    near(y.reveal(), value + 1, 2)
+    near(y.grad.reveal(), grid(3, seed=4), 0)
+    leaf = encml.share(grid(3)).requires_grad_()
+    assert copy.deepcopy(leaf).requires_grad
+    with pytest.raises(UnsupportedOperation, match="leaf"):
+        copy.deepcopy(leaf * 2)
+
+
+def test_deep_copies_of_models() -> None:
+    shared = encml.share(network())
+    again = copy.deepcopy(shared)
+    with torch.no_grad():
+        for p in again.parameters():
+            assert isinstance(p, nn.Parameter)
+            p.zero_()
+    for p, q in zip(shared.parameters(), network().parameters(), strict=True):
+        near(p.reveal(), q, 0)
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_state_goes_from_secret_to_secret_and_from_plain_to_secret(assign: bool) -> None:
+    source, target = encml.share(network(1)), encml.share(network(2))
+    assert not target.load_state_dict(source.state_dict(), assign=assign).missing_keys
+    for p, q in zip(target.parameters(), network(1).parameters(), strict=True):
+        assert isinstance(p, SharedTensor)
+        assert isinstance(p, nn.Parameter)
+        near(p.reveal(), q, 0)
+    if not assign:
+        target.load_state_dict(network(3).state_dict())
+        for p, q in zip(target.parameters(), network(3).parameters(), strict=True):
+            assert isinstance(p, SharedTensor)
+            near(p.reveal(), q, 0)
+        with torch.no_grad():
+            next(target.parameters()).zero_()
+        near(next(source.parameters()).reveal(), next(network(1).parameters()), 0)
+
+
+def test_secret_state_does_not_load_into_a_plain_model() -> None:
+    plain, before = network(2), network(2)
+    with pytest.raises(RuntimeError, match="plain tensor"):
+        plain.load_state_dict(encml.share(network(1)).state_dict())
+    for p, q in zip(plain.parameters(), before.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_optimizer_state_is_secret_and_copies() -> None:
+    model = encml.share(nn.Linear(3, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    model(encml.share(torch.ones(1, 3))).sum().backward()
+    optimizer.step()
+    state = optimizer.state_dict()["state"]
+    assert all(isinstance(entry["momentum_buffer"], SharedTensor) for entry in state.values())
+    again = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    again.load_state_dict(optimizer.state_dict())
+    again.step()
+
+
+def test_a_parameter_by_hand() -> None:
+    parameter = nn.Parameter(encml.share(grid(3)))
+    assert isinstance(parameter, SharedTensor)
+    assert parameter.requires_grad
+    holder = nn.Module()
+    holder.weight = parameter
+    assert [name for name, _ in holder.named_parameters()] == ["weight"]
+    model = encml.share(nn.Linear(2, 2))
+    assert model.to(torch.float32) is model
+    assert model.train().eval().requires_grad_(False) is model
+    for wrong in (model.half, model.double):
+        with pytest.raises((UnsupportedOperation, RuntimeError)):
+            wrong()
+
+
+def test_modules_that_work_without_secrets_of_their_own() -> None:
+    x = grid(2, 4)
+    for layer in (
+        nn.Identity(),
+        nn.Flatten(),
+        nn.Dropout(0.5).eval(),
+        nn.Dropout(0.0),
+        nn.ReLU(),
+        nn.Unflatten(1, (2, 2)),
+    ):
+        near(layer(encml.share(x)).reveal(), layer(x), 0)
+    near(F.dropout(encml.share(x), 0.5, training=False).reveal(), x, 0)
+    near(F.dropout(encml.share(x), p=0).reveal(), x, 0)
+    plain = nn.Linear(4, 3).double()
+    near(plain(encml.share(x)).reveal(), plain(x), 8)
+    near(encml.share(plain)(x).reveal(), plain(x), 8)
+
+
+def test_sharing_twice_is_refused() -> None:
+    with pytest.raises(encml.errors.InvalidTensor, match="shared already"):
+        encml.share(encml.share(network()))
+    with pytest.raises(SecretError, match="reveal"):
+        encml.reveal(torch.zeros(2))  # type: ignore[arg-type]
+
+
+# The seed network ----------------------------------------------------------------------------------------------------
+
+
+def truncation(n: int, shift: int) -> int:
+    """Bytes in all: the third row, the dealt product of bits, two openings of a bit, and the resharing."""
+    return n * (8 + (2 if shift <= 16 else 4) + 16) + 2 * -(-n // 8)
+
+
+def relu(n: int) -> int:
+    """Bytes in all: 64 planes of one side, 63 of generate bits, 118 gates, and a selection."""
+    words = -(-n // 64)
+    return 8 * words * (64 + 2 * 63 + 3 * 118) + 32 * n
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_the_seed_network_costs_what_it_should(session: Session, batch: int) -> None:
+    """42 rounds up to the settled logits: three of 3 + 10 and a last truncation of 3. It agrees with plaintext."""
+    plain = seed_network().double()
+    model, x = encml.share(plain).eval(), grid(batch, 1, 28, 28, low=0, high=1)
+    shared = encml.share(x)
+    before = session.ledger.total
+    with torch.no_grad():
+        logits = model(shared)
+        encml.tensor.shared.secret(logits).settle()
+    spent = session.ledger.total - before
+    assert spent.rounds == 42
+    sizes = [batch * 16 * 13 * 13, batch * 32 * 5 * 5, batch * 64]
+    assert spent.bytes == sum(truncation(n, 18) + relu(n) for n in sizes) + truncation(batch * 10, 16)
+    near(logits.reveal(), plain(x), 60)
+    assert torch.equal(logits.reveal().argmax(1), plain(x).argmax(1))
+
+
+def test_a_training_step_of_the_seed_network(session: Session) -> None:
+    """Forward, backward and update within the design's 120 rounds; gradients agree with float64."""
+    plain = seed_network().double()
+    model, x, y = encml.share(plain), grid(4, 1, 28, 28, low=0, high=1), torch.eye(10, dtype=torch.float64)[:4]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.125, momentum=0.5)
+    inputs, targets = encml.share(x), encml.share(y)
+    before = session.ledger.total
+    F.mse_loss(model(inputs), targets).backward()
+    optimizer.step()
+    assert (session.ledger.total - before).rounds <= 120
+    F.mse_loss(plain(x), y).backward()
+    for p, q in zip(plain.parameters(), model.parameters(), strict=True):
+        near(q.grad.reveal(), p.grad, 200)
