@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 
 from encml.config.cluster import load_cluster
@@ -28,4 +29,8 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    logging.shutdown()
+    sys.stderr.flush()
+    # Everything is closed; tearing PyTorch down takes a second, and a thread may still wait for the other parties.
+    os._exit(code)

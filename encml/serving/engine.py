@@ -137,7 +137,7 @@ class Engine:
         if self._session is None:
             if self._problem is not None:
                 raise self._problem.exception()
-            raise PartyError(f"party {self._rank} is still waiting for the other parties", rank=self._rank)
+            raise PartyError(f"party {self._rank} is still waiting for the other parties to join")
         if len(self._jobs) >= MAX_CANDIDATES:
             raise Busy(f"{MAX_CANDIDATES} requests wait at party {self._rank} already; ask again later")
 

@@ -162,7 +162,8 @@ def _where(node: torch.fx.Node) -> str:
         return node.name
     path, kind = stack[-1]
     kind = kind if isinstance(kind, str) else kind.__name__
-    return f"{path or 'model'} ({kind.rsplit('.', 1)[-1]})"[:MAX_NAME]
+    label = f"{path or 'model'} ({kind.rsplit('.', 1)[-1]})"
+    return label.encode("ascii", "replace").decode()[:MAX_NAME]
 
 
 def _named(target: Any) -> str:

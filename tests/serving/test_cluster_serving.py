@@ -20,7 +20,7 @@ from encml.errors import AuthenticationError, EncmlError, InvalidTensor, PartyEr
 from encml.mpc.dealing import deal
 from encml.net.certificates import add_client, client_context, make_cluster_keys
 from encml.ring.fixed import encode
-from encml.serving import Client, Cluster, Status, save_model_shares
+from encml.serving import Client, Cluster, Graph, PartyModel, Status, save_model_shares
 from encml.serving.calls import Call, Calls, same
 from encml.serving.wire import pack_parcel
 
@@ -404,3 +404,25 @@ def test_logs_hold_no_numbers_of_the_computation(cluster: Cluster, client: Clien
         assert "in session with the others" in text
         assert "12345" not in text
         assert "\\x" not in text, "what a client sent is quoted"
+
+
+def test_a_graph_that_fails_while_it_is_computed_harms_nobody_else(
+    cluster: Cluster, client: Client, served: str
+) -> None:
+    """An owner may go round the checks at export: the client gets the error, the parties form a new session."""
+    text = {
+        "input_shape": [2],
+        "output_shape": [2],
+        "parameters": [],
+        "nodes": [{"name": "div", "op": "aten.div.Tensor", "args": [{"value": "input"}, {"value": "input"}]}],
+        "output": "div",
+    }
+    graph = Graph.from_json(json.dumps(text))
+    cluster.upload([PartyModel("hostile", "0" * 32, rank, 16, graph, {}) for rank in range(3)])
+    cluster.serve(name="hostile")
+    with pytest.raises(UnsupportedOperation, match=r"div: aten\.div\.Tensor"):
+        client.query_model(torch.ones(1, 2), "hostile")
+    cluster.wait_ready()
+    x = torch.randn(2, 6)
+    assert close(client.query_model(x, served), expected(x))
+    cluster.delete("hostile")
