@@ -109,6 +109,8 @@ def test_a_mistyped_key_is_named_with_file_line_and_suggestion(config: Path) -> 
         (["query", "--config", "missing.yaml", "--images", "0"], "missing.yaml: no such file"),
         (["status", "--config", "small.yaml"], "small.yaml"),
         (["keys", "add-client", "nowhere", "carol"], "ca.key: no such file"),
+        (["keys", "init"], "give either a folder for the keys"),
+        (["keys", "init", "--config", "small.yaml", "--hosts", "a,b,c"], "leave --hosts and --write-config out"),
         (["keys", "init", "keys", "--hosts", "one,two"], "a cluster has 3 parties, found 2"),
     ],
 )
@@ -163,7 +165,7 @@ def test_version_names_what_matters() -> None:
 def test_keys_come_with_a_cluster_file_that_finds_them(tmp_path: Path) -> None:
     result = encml(
         *("keys", "init", "c/keys", "--hosts", "a.example, b.example,b.example"),
-        *("--clients", "alice,bob", "--cluster", "c/cluster.yaml"),
+        *("--clients", "alice,bob", "--write-config", "c/cluster.yaml"),
     )
     assert result.exit_code == 0, result.output
     cluster = load_cluster("c/cluster.yaml")
@@ -177,8 +179,12 @@ def test_keys_come_with_a_cluster_file_that_finds_them(tmp_path: Path) -> None:
     assert encml("keys", "add-client", "c/keys", "carol").exit_code == 0
     assert (cluster.keys / "carol.pem").exists()
     assert "holds keys already" in refused(2, "keys", "init", "c/keys")
-    assert "there is such a file already" in refused(2, "keys", "init", "d/keys", "--cluster", "c/cluster.yaml")
+    assert "there is such a file already" in refused(2, "keys", "init", "d/keys", "--write-config", "c/cluster.yaml")
     assert not Path("d").exists()
+    assert "holds keys already" in refused(2, "keys", "init", "--config", "c/cluster.yaml")
+    assert encml("keys", "init", "--config", "c/cluster.yaml", "--clients", "dora", "--overwrite").exit_code == 0
+    assert (cluster.keys / "dora.pem").exists()
+    assert not (cluster.keys / "alice.pem").exists()
 
 
 def test_inputs_are_read_and_nothing_pickled_is(tmp_path: Path) -> None:

@@ -105,35 +105,44 @@ def report(
 @keys.command(
     "init",
     epilog="""
-Example:
+Examples:
 
-  encml keys init keys --hosts julia.example,greg.example,me.example --clients alice,bob --cluster cluster.yaml
+  encml keys init --config cluster.yaml --clients alice,bob
+
+  encml keys init keys --hosts julia.example,greg.example,me.example --write-config cluster.yaml
 """,
 )
 def keys_init(
-    folder: Annotated[Path, typer.Argument(help="Where the keys go.", show_default=False)],
+    folder: Annotated[
+        Path | None, typer.Argument(help="Where the keys go; not with --config.", show_default=False)
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", "-c", metavar="FILE", help="Take hosts and folder from this cluster file."),
+    ] = None,
     hosts: Annotated[
-        str,
-        typer.Option(metavar="A,B,C", help="Names or addresses of the three parties' hosts."),
-    ] = "localhost,localhost,localhost",
+        str | None,
+        typer.Option(metavar="A,B,C", help="Names or addresses of the parties' hosts; default: this machine."),
+    ] = None,
     clients: Annotated[str, typer.Option(metavar="NAME,...", help="Who may send requests.")] = "client",
     owner: Annotated[str, typer.Option(help="Who may put models into the cluster.")] = "owner",
     days: Annotated[int, typer.Option(min=1, help="How long the certificates are valid.")] = 365,
-    cluster: Annotated[
+    write_config: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write a cluster file that uses these keys.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace keys that are there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
 ) -> None:
     """Make the keys of a new cluster: an authority, three parties, an owner and clients."""
     run_command(
         "keys",
         "init",
         folder=folder,
+        config_file=config,
         hosts=hosts,
         clients=clients,
         owner=owner,
         days=days,
-        cluster=cluster,
+        write_config=write_config,
         overwrite=overwrite,
     )
 

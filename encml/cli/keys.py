@@ -8,24 +8,44 @@ from pathlib import Path
 
 import typer
 
+from encml.config import load_cluster
 from encml.errors import ConfigError
 from encml.net.certificates import add_client, make_cluster_keys
 
 MESH_PORT, API_PORT = 9100, 9200
+LOCAL = "localhost,localhost,localhost"
 
 
-def init(folder: Path, hosts: str, clients: str, owner: str, days: int, cluster: Path | None, overwrite: bool) -> None:
-    """Make a cluster's keys and, with ``cluster``, its file. Raises ConfigError."""
-    names = _listed(hosts)
-    if cluster is not None and cluster.exists() and not overwrite:
-        raise ConfigError(f"{cluster}: there is such a file already; choose another name, or --overwrite")
+def init(
+    folder: Path | None,
+    config_file: Path | None,
+    hosts: str | None,
+    clients: str,
+    owner: str,
+    days: int,
+    write_config: Path | None,
+    overwrite: bool,
+) -> None:
+    """Make a cluster's keys: for the cluster that a file describes, or for ``hosts``. Raises ConfigError."""
+    if (folder is None) == (config_file is None):
+        raise ConfigError("give either a folder for the keys, or --config with the cluster file that names one")
+    if config_file is not None:
+        if hosts is not None or write_config is not None:
+            raise ConfigError("--config takes hosts and folder from its file: leave --hosts and --write-config out")
+        cluster = load_cluster(config_file)
+        folder, names = cluster.keys, [party.host for party in cluster.parties]
+    else:
+        names = _listed(hosts or LOCAL)
+    assert folder is not None  # one of the two gave it
+    if write_config is not None and write_config.exists() and not overwrite:
+        raise ConfigError(f"{write_config}: there is such a file already; choose another name, or --overwrite")
     make_cluster_keys(folder, names, _listed(clients), owner, days, overwrite)
     typer.echo(f"Keys of a new cluster: {folder}")
     typer.echo("Give each party ca.pem, party-*.seal.pub and its own party-<i>.* files, and nobody else's .key files;")
     typer.echo("ca.key makes further clients: keep it away from the parties.")
-    if cluster is not None:
-        _write(cluster, _cluster_yaml(names, folder, cluster))
-        typer.echo(f"Cluster file: {cluster}")
+    if write_config is not None:
+        _write(write_config, _cluster_yaml(names, folder, write_config))
+        typer.echo(f"Cluster file: {write_config}")
 
 
 def add(folder: Path, name: str, days: int) -> None:

@@ -106,11 +106,13 @@ def _logging() -> Iterator[None]:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
     logger = logging.getLogger("encml")
-    before = logger.level
+    before = logger.level, logger.propagate
     logger.addHandler(handler)
+    logger.propagate = False  # importing Opacus gives the root logger a handler of its own
     logger.setLevel(logging.DEBUG if Settings.verbose else logging.INFO)
     try:
         yield
     finally:
-        logger.setLevel(before)
+        level, logger.propagate = before
+        logger.setLevel(level)
         logger.removeHandler(handler)

@@ -172,7 +172,7 @@ def test_killed_at_any_moment_the_run_goes_on(tmp_path: Path, command: Callable[
 def test_owner_parties_and_client_each_in_a_process(tmp_path: Path, command: Callable[..., Command]) -> None:
     save_model_shares(seed_network(), torch.zeros(1, 1, 28, 28), tmp_path / "shares")
     cluster = tmp_path / "cluster.yaml"
-    assert encml("keys", "init", tmp_path / "keys", "--clients", "alice", "--cluster", cluster).exit_code == 0
+    assert encml("keys", "init", tmp_path / "keys", "--clients", "alice", "--write-config", cluster).exit_code == 0
     text = cluster.read_text()
     for old, new in zip((9100, 9101, 9102, 9200, 9201, 9202), free_ports(6), strict=True):
         text = text.replace(f" {old}", f" {new}")
