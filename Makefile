@@ -1,8 +1,8 @@
 # A fresh clone needs Python 3.11 or newer and make: "make demo" and "make test" do the rest.
 
 VENV ?= .venv
-# Further arguments for pip, for example a CPU-only torch on Linux (200 MB instead of some 3 GB):
-#   make demo PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+# Further arguments for pip, for example another index with a CPU-only torch for Linux (200 MB instead of some 3 GB):
+#   make demo PIP_FLAGS="--extra-index-url URL"
 PIP_FLAGS ?=
 # The interpreter to build the environment with; empty: the first suitable one.
 PYTHON ?=
