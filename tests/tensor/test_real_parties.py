@@ -29,7 +29,6 @@ def owned(values: Tensor, owner: int, parties: Parties | None) -> SharedTensor:
 
 
 def network() -> nn.Sequential:
-    torch.manual_seed(3)
     return nn.Sequential(
         nn.Conv2d(1, 3, 3),
         nn.AvgPool2d(2),
@@ -41,9 +40,13 @@ def network() -> nn.Sequential:
     )
 
 
+NETWORK = network()
+"""Made once: PyTorch's generator is one for all threads."""
+
+
 def training(parties: Parties | None) -> list[SharedTensor]:
     """Two steps of SGD on a small convolutional net: activations, gradients, momentum and parameters."""
-    model = encml.share(network(), owner=0)
+    model = encml.share(NETWORK, owner=0)
     x, y = owned(grid(4, 1, 8, 8).float(), 1, parties), owned(grid(4, 3).float(), 2, parties)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01)
     kept: list[SharedTensor] = []
