@@ -7,6 +7,7 @@ stay open between requests, and whoever waits can be interrupted.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import socket
 import ssl
 import threading
@@ -29,6 +30,7 @@ T = TypeVar("T")
 
 IDLE_SECONDS = 600.0
 """How long an unused connection is kept."""
+CLOSE_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -60,6 +62,7 @@ class Calls:
         self._thread = threading.Thread(target=self._loop.run_forever, name=f"encml-{name}", daemon=True)
         self._thread.start()
         self._session: aiohttp.ClientSession = self._wait(self._open())
+        _unclosed.add(self)
 
     def __enter__(self) -> Self:
         return self
@@ -73,6 +76,7 @@ class Calls:
         """Close all connections; idempotent."""
         if self._loop.is_closed():
             return
+        _unclosed.discard(self)
         self._wait(self._close())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -182,7 +186,8 @@ class Calls:
             if sock.fileno() != -1:
                 with suppress(OSError):
                     sock.shutdown(socket.SHUT_RDWR)
-        while any(sock.fileno() != -1 for sock in self._sockets):
+        until = self._loop.time() + CLOSE_SECONDS
+        while any(sock.fileno() != -1 for sock in self._sockets) and self._loop.time() < until:
             await asyncio.sleep(0.001)
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
@@ -193,6 +198,16 @@ class Calls:
         except BaseException:
             future.cancel()
             raise
+
+
+_unclosed: weakref.WeakSet[Calls] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Whoever forgot to close, in a notebook say, is not told so in the terminal when Python ends."""
+    for calls in list(_unclosed):
+        calls.close()
 
 
 def same(call: Call) -> list[Call]:

@@ -10,8 +10,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -21,7 +19,8 @@ from encml.errors import ConfigError, EncmlError, PartyError, ServingError
 from encml.mpc.dealing import receive
 from encml.mpc.session import Session
 from encml.serving import control
-from encml.serving.control import LEADER, MAX_CANDIDATES, Answer, Candidate, Decision, Verdict
+from encml.serving.control import FOLLOWERS, LEADER, MAX_CANDIDATES, Decision, Verdict
+from encml.serving.jobs import Busy, Job, answer_to, choose, refusal
 from encml.serving.registry import MAX_MODELS, Model, Registry
 from encml.serving.wire import Problem, QueryResult
 from encml.tensor import SharedTensor
@@ -32,9 +31,6 @@ PART_WAIT = 2.0
 """Seconds that a request may lack a part at some party before it is given up."""
 HEARTBEAT = 1.0
 """Seconds between two signs of life (less with a short time-out)."""
-MERGED_EXAMPLES = 128
-"""Waiting requests for one model are computed together up to so many examples."""
-FIRST_RETRY, LAST_RETRY = 0.0005, 0.1
 AGAIN = 1.0
 """Seconds before another attempt to join where the last one failed at once."""
 
@@ -42,33 +38,6 @@ _UNEXPECTED = (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError
 """What a computation that nobody tried before may end with: no memory left, a full disk."""
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True, eq=False, repr=False)
-class Job:
-    """One party's part of a request: the shares of the input (2, batch, *shape), and where the answer goes."""
-
-    request: bytes
-    model: Model
-    payload: Tensor
-    result: Future[tuple[Tensor, QueryResult]] = field(default_factory=Future)
-    arrived: float = field(default_factory=time.monotonic)
-    proposed: float | None = None
-    retry_at: float = 0.0
-    retry_after: float = FIRST_RETRY
-
-    @property
-    def batch(self) -> int:
-        """The number of examples."""
-        return self.payload.shape[1]
-
-
-class CapReached(ServingError):
-    """The request cap of a model is reached."""
-
-
-class Busy(ServingError):
-    """More requests wait than this party keeps."""
 
 
 class Engine:
@@ -239,10 +208,11 @@ class Engine:
         now = time.monotonic()
         for job in jobs:
             job.proposed = job.proposed or now
-        answers = control.propose(session.parties.net, [_candidate(job) for job in jobs])
+        answers = control.propose(session.parties.net, [job.candidate for job in jobs])
         if not jobs:
             return
-        decisions = self._decide(jobs, answers)
+        by_job = [dict(zip(FOLLOWERS, said, strict=True)) for said in zip(*answers, strict=True)]
+        decisions = choose(jobs, by_job, time.monotonic(), self._part_wait)
         control.decide(session.parties.net, decisions)
         self._carry_out(session, list(jobs), decisions)
 
@@ -257,42 +227,6 @@ class Engine:
                     return due[:MAX_CANDIDATES]
                 self._changed.wait(min([until, *(job.retry_at for job in self._jobs.values())]) - now)
 
-    def _decide(self, jobs: Sequence[Job], answers: Sequence[Sequence[Answer]]) -> list[Decision]:
-        now = time.monotonic()
-        decisions: list[Decision] = []
-        chosen: list[Job] = []
-        for place, job in enumerate(jobs):
-            said = {rank: answers[k][place] for k, rank in enumerate(control.FOLLOWERS)}
-            missing = [rank for rank, what in said.items() if what == Answer.MISSING]
-            different = [rank for rank, what in said.items() if what == Answer.DIFFERENT]
-            if job.model.remaining == 0:
-                decisions.append(Decision(Verdict.CAPPED))
-            elif different:
-                decisions.append(Decision(Verdict.DIFFERENT, different[0]))
-            elif missing and now - (job.proposed or now) > self._part_wait:
-                decisions.append(Decision(Verdict.INCOMPLETE, missing[0]))
-            elif missing:
-                job.retry_at, job.retry_after = now + job.retry_after, min(2 * job.retry_after, LAST_RETRY)
-                decisions.append(Decision(Verdict.LATER))
-            elif self._fits(job, chosen):
-                chosen.append(job)
-                decisions.append(Decision(Verdict.RUN))
-            else:
-                decisions.append(Decision(Verdict.LATER))
-        return decisions
-
-    @staticmethod
-    def _fits(job: Job, chosen: Sequence[Job]) -> bool:
-        """Whether a job may be computed together with those chosen already."""
-        if not chosen:
-            return True
-        model = job.model
-        if model is not chosen[0].model or not model.separable:
-            return False
-        examples = job.batch + sum(other.batch for other in chosen)
-        enough = model.remaining is None or len(chosen) < model.remaining
-        return enough and examples <= min(MERGED_EXAMPLES, model.part.graph.largest_batch)
-
     def _follow(self, session: Session) -> None:
         net = session.parties.net
         candidates = control.listen(net)
@@ -302,7 +236,7 @@ class Engine:
         for job in jobs:
             if job is not None:
                 job.proposed = job.proposed or now
-        control.answer(net, self._rank, [_answer(c, job) for c, job in zip(candidates, jobs, strict=True)])
+        control.answer(net, self._rank, [answer_to(c, job) for c, job in zip(candidates, jobs, strict=True)])
         if candidates:
             self._carry_out(session, jobs, control.obey(net, len(candidates)))
         self._expire(now)
@@ -328,18 +262,8 @@ class Engine:
             self._compute(session, run)
 
     def _drop(self, job: Job, decision: Decision) -> None:
-        name, rank = job.model.part.name, decision.rank
-        if decision.verdict == Verdict.CAPPED:
-            error: ServingError = CapReached(f"the request cap of {name!r} is reached; the owner may allow more")
-        elif decision.verdict == Verdict.INCOMPLETE:
-            error = ServingError(f"party {rank} did not get its part of this request within {self._part_wait:g} s")
-        else:
-            error = ServingError(
-                f"party {rank} does not serve the same sharing of {name!r}, or got a batch of another size; the owner "
-                "may have just replaced or stopped the model"
-            )
         if self._take(job):
-            job.result.set_exception(error)
+            job.result.set_exception(refusal(job, decision, self._part_wait))
 
     def _take(self, job: Job) -> bool:
         """Take a job out of the queue; whoever does so, and nobody else, gives its result."""
@@ -391,14 +315,3 @@ class Engine:
 def _shared(session: Session, parcel: Tensor) -> SharedTensor:
     payload = receive(session.parties, [parcel])
     return SharedTensor(Secret(session, session.fraction_bits, payload=payload))
-
-
-def _candidate(job: Job) -> Candidate:
-    return Candidate(job.request, job.model.tag, job.batch)
-
-
-def _answer(candidate: Candidate, job: Job | None) -> Answer:
-    if job is None:
-        return Answer.MISSING
-    same = (job.model.tag, job.batch) == (candidate.tag, candidate.batch) and job.model.remaining != 0
-    return Answer.READY if same else Answer.DIFFERENT

@@ -158,6 +158,9 @@ class Graph(_Part):
         parameters = {parameter.name for parameter in self.parameters}
         if len(parameters) != len(self.parameters):
             raise _malformed("two parameters have one name")
+        shapes = [self.input_shape, self.output_shape, *(parameter.shape for parameter in self.parameters)]
+        if any(math.prod(shape) > MAX_ELEMENTS for shape in shapes):
+            raise ServingError(f"the model's graph is too large: a tensor has more than {MAX_ELEMENTS:,} elements")
         values = {INPUT}
         for node in self.nodes:
             if node.op not in OPERATIONS:
@@ -205,7 +208,9 @@ def unsupported(op: str, where: str) -> UnsupportedOperation:
 
 def _check_arguments(node: Node) -> None:
     """Refuse what a shape does not show: windows that take ages, and dropout that drops."""
-    window = node.args[1] if node.op == "aten.avg_pool2d.default" and len(node.args) > 1 else ()
+    window: Argument = ()
+    if node.op == "aten.avg_pool2d.default":
+        window = node.args[1] if len(node.args) > 1 else node.kwargs.get("kernel_size")
     sides = window if isinstance(window, tuple) else (window,)
     if any(isinstance(side, int) and side > MAX_WINDOW for side in sides):
         raise _malformed(f"{node} has a window wider than {MAX_WINDOW}")
@@ -249,4 +254,7 @@ def _last_uses(graph: Graph) -> dict[str, tuple[str, ...]]:
         last[node.name] = node.name
         last.update({reference.value: node.name for reference in node.references if isinstance(reference, Value)})
     last.pop(graph.output, None)
-    return {node.name: tuple(v for v, user in last.items() if user == node.name) for node in graph.nodes}
+    spent: dict[str, list[str]] = {node.name: [] for node in graph.nodes}
+    for value, user in last.items():
+        spent[user].append(value)
+    return {name: tuple(values) for name, values in spent.items()}

@@ -40,7 +40,8 @@ from encml.errors import (
     UnsupportedOperation,
 )
 from encml.net.certificates import Identity, peer_identity, server_context
-from encml.serving.engine import Busy, CapReached, Engine, Job
+from encml.serving.engine import Engine
+from encml.serving.jobs import Busy, CapReached, Job
 from encml.serving.registry import Model, Registry, UnknownModel
 from encml.serving.wire import (
     API,

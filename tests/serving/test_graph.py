@@ -199,7 +199,15 @@ REFUSED: list[tuple[Callable[[dict[str, Any]], object], str]] = [
     (lambda g: g["nodes"][1].update(args=[{"value": "flatten"}, [2, 2]]), "flatten"),
     (lambda g: g["nodes"][1].update(args=[{"parameter": "none"}, [2, 2]]), "none"),
     (lambda g: g["nodes"][1].update(args=[{"value": "conv2d"}, [4096, 4096], [1, 1], [2048, 2048]]), "window"),
+    (
+        lambda g: g["nodes"][1].update(
+            args=[{"value": "conv2d"}], kwargs={"kernel_size": [4096, 4096], "stride": [1, 1], "padding": [2048, 2048]}
+        ),
+        "window",
+    ),
     (lambda g: g["nodes"][1].update(args=[{"value": "conv2d"}, "2"]), "args"),
+    (lambda g: g["parameters"][0].update(shape=[MAX_ELEMENTS] * 8), "large"),
+    (lambda g: g.update(input_shape=[MAX_ELEMENTS] * 8), "large"),
     (lambda g: g["nodes"][1].update(args=[{"value": "conv2d"}, 10**30]), "AvgPool2d"),
     (lambda g: g["nodes"][1].update(args=[{"value": "conv2d"}, 4096, 1, 2048]), "window"),
     (lambda g: g["nodes"][1].update(name="conv2d"), "two values"),

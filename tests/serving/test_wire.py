@@ -15,7 +15,7 @@ from encml.net.ledger import Ledger
 from encml.net.transport import Message, Transport
 from encml.serving import control
 from encml.serving.control import MAX_CANDIDATES, Answer, Candidate, Decision, Verdict
-from encml.serving.engine import CapReached
+from encml.serving.jobs import CapReached
 from encml.serving.wire import (
     Problem,
     pack_parcel,
