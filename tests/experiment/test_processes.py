@@ -143,10 +143,11 @@ def test_stopped_while_training_and_while_asking_it_goes_on(tmp_path: Path, comm
 
 @pytest.mark.slow
 def test_killed_at_any_moment_the_run_goes_on(tmp_path: Path, command: Callable[..., Command]) -> None:
-    with RunFolder.create(small_config(tmp_path / "whole", inference=TLS), "1.0") as folder:
+    config = small_config(tmp_path / "whole", federated=SLOW_ROUNDS, inference={**TLS, "transport": "in_process"})
+    with RunFolder.create(config, "1.0") as folder:
         whole = run_experiment(folder, Display(), "1.0")
-    file = small_file(tmp_path, inference=TLS)
-    for moment in ("run folder", "round 1/", "round 2/", "starting three parties", "private inference on"):
+    file = small_file(tmp_path, federated=SLOW_ROUNDS, inference=TLS)
+    for moment in ("run folder", "round ", "round ", "starting three parties", "private inference on"):
         killed = command("run", file)
         killed.wait_for(moment)
         time.sleep(secrets.randbelow(1000) / 1000 * 0.3)
