@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from encml.mpc.parties import Parties
-from encml.ring.layout import stack
+from encml.mpc.parties import Parties, known
+from encml.ring.layout import room
 
 Bilinear = Callable[[Tensor, Tensor], Tensor]
 """Any map over Z_2^64 that is linear in each argument: element-wise product, matmul, convolution, ..."""
@@ -22,11 +22,13 @@ def product(parties: Parties, f: Bilinear, x: Tensor, y: Tensor) -> Tensor:
     shares and is not to be sent as it is: follow with ``Parties.reshare`` (1 round, 8 B per output and party,
     whatever the inner dimension) or ``truncate_rows``, which mask it.
     """
-    terms = [
-        f(own_x, own_y + next_y) + f(next_x, own_y)
-        for (own_x, next_x), (own_y, next_y) in zip(parties.held(x), parties.held(y), strict=True)
-    ]
-    return stack(terms)
+    rows: Tensor | None = None
+    for i, ((own_x, next_x), (own_y, next_y)) in enumerate(zip(parties.held(x), parties.held(y), strict=True)):
+        one, two = f(own_x, own_y + next_y), f(next_x, own_y)
+        if rows is None:
+            rows = room(parties.here, one)
+        torch.add(one, two, out=rows[i])
+    return known(rows)
 
 
 def and_bits(parties: Parties, x: Tensor, y: Tensor, operation: str) -> Tensor:

@@ -37,9 +37,12 @@ def in_memory_order(f: Callable[[Tensor], Tensor], terms: Tensor) -> Tensor:
     return from_order(f(to_order(terms, order)), order)
 
 
+def room(count: int, part: Tensor) -> Tensor:
+    """Memory for ``count`` tensors laid out as ``part`` is (but without gaps), along a new leading axis."""
+    order = memory_order(part[None])
+    return from_order(part.new_empty((count, *(part.shape[d] for d in order))), order)
+
+
 def stack(parts: Sequence[Tensor]) -> Tensor:
     """torch.stack along a new leading axis that keeps the layout of the parts, which is the same for all."""
-    if all(part.is_contiguous() for part in parts):
-        return torch.stack(list(parts))
-    order = memory_order(parts[0][None])
-    return from_order(torch.stack([part.permute(order) for part in parts]), order)
+    return torch.stack(list(parts), out=room(len(parts), parts[0]))

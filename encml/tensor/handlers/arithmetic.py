@@ -14,10 +14,13 @@ from encml.tensor.secret import Secret, align, headroom
 from encml.tensor.shared import SharedTensor, secret
 
 
-def add_secrets(left: Secret, right: Secret, sign: int = 1) -> Secret:
-    """left + sign * right, broadcast. No communication."""
+def add_secrets(left: Secret, right: Secret, sign: int = 1, *, into_left: bool = False) -> Secret:
+    """left + sign * right, broadcast. No communication.
+
+    into_left: ``left`` is a result that nobody else has, at least as large as ``right``: use its memory.
+    """
     a, b, bits, pending = align(left, right)
-    terms = a + b if sign > 0 else a - b
+    terms = torch.add(a, b, alpha=sign, out=a if into_left else None)
     return Secret(left.session, bits, **{"rows" if pending else "payload": terms})
 
 
@@ -57,11 +60,16 @@ def neg(x: SharedTensor) -> SharedTensor:
     return wrap(secret(x).linear(torch.neg), x.dtype)
 
 
-def scale(value: Secret, number: Number) -> Secret:
-    """A secret times a public number. Local; the product has more fraction bits and is settled later."""
+def scale(value: Secret, number: Number, *, into_value: bool = False) -> Secret:
+    """A secret times a public number. Local; the product has more fraction bits and is settled later.
+
+    into_value: ``value`` is a result that nobody else has: use its memory.
+    """
     integer, bits = factor(number, value.session.fraction_bits)
     held = headroom(value, integer, bits)
-    return held.like(held.terms * integer, bits)
+    if not into_value:
+        return held.like(held.terms * integer, bits)
+    return held.like(held.terms if int(integer) == 1 else held.terms.mul_(integer), bits)
 
 
 def mul(x: Operand, y: Operand) -> SharedTensor:

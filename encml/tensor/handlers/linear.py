@@ -72,7 +72,8 @@ def convolution(
         result = as_secret(F.conv2d(x, weight, None, _pair(stride), _pair(padding), _pair(dilation), groups), session)
     if bias is not None:
         addend = as_secret(bias, session)
-        result = add_secrets(result, addend.like(addend.terms.reshape(-1, bias.numel(), 1, 1)))
+        addend = addend.like(addend.terms.reshape(-1, bias.numel(), 1, 1))
+        result = add_secrets(result, addend, into_left=True)
     return wrap(result, result_dtype(*operands))
 
 
@@ -125,7 +126,7 @@ def avg_pool2d(
     factors = _pool_factors(x, kernel, steps, pads, ceil_mode, count_include_pad, divisor_override)
     output = (factors.shape[-2], factors.shape[-1])
     sums = secret(x).linear(partial(kernels.sum_pool2d, kernel=kernel, stride=steps, padding=pads, output=output))
-    return wrap(_times_factors(sums, factors), x.dtype)
+    return wrap(_times_factors(sums, factors, fresh=True), x.dtype)
 
 
 def avg_pool2d_backward(
@@ -186,7 +187,7 @@ def _mean(total: SharedTensor, x: SharedTensor) -> SharedTensor:
         return total
     if not x.numel():
         raise UnsupportedOperation(f"mean over no elements, of shape {tuple(x.shape)}: it would be NaN")
-    return wrap(scale(secret(total), total.numel() / x.numel()), total.dtype)
+    return wrap(scale(secret(total), total.numel() / x.numel(), into_value=True), total.dtype)
 
 
 def _map2(f: partial[Tensor], x: Tensor, y: Tensor) -> SharedTensor:
@@ -203,10 +204,10 @@ def _pool_factors(
     return means / sums
 
 
-def _times_factors(value: Secret, factors: Tensor) -> Secret:
+def _times_factors(value: Secret, factors: Tensor, fresh: bool = False) -> Secret:
     first = float(factors.flatten()[0])
     if bool((factors == first).all()):
-        return scale(value, first)
+        return scale(value, first, into_value=fresh)
     return by_public(torch.mul, value, factors)
 
 
