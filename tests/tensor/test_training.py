@@ -61,7 +61,7 @@ OPTIMIZERS: list[tuple[dict[str, Any], Callable[[torch.optim.Optimizer], Any] | 
 ]
 
 
-@pytest.mark.parametrize(("settings", "schedule"), OPTIMIZERS, ids=str)
+@pytest.mark.parametrize(("settings", "schedule"), OPTIMIZERS, ids=lambda value: "" if callable(value) else str(value))
 def test_sgd_follows_float64(settings: dict[str, Any], schedule: Any) -> None:
     """Eight steps on a squared error. Each rounds gradient, momentum and parameter, the gradient's about ten products
     of values below 2 with rounded ones, scaled by lr and summed over steps by momentum: within 60 units in all."""
