@@ -23,6 +23,12 @@ class SharedTensor(torch.Tensor):
     and PyTorch's operators, autograd, modules and torch.optim.SGD work on it. Its values are seen only after
     ``reveal``. Make one with ``encml.share``. Operations not in the table raise UnsupportedOperation; whatever would
     turn a secret into a plain value raises SecretError.
+
+    Numbers are multiples of 2^-f. Anything smaller is rounded at random to one of its neighbours, 0 on average right:
+    gradients of a mean over many elements may be better off as those of a sum, with a smaller learning rate.
+    Comparisons round public values as sharing does, so share(x) == x.
+
+    Do not assign one to the ``data`` of a plain tensor: PyTorch gives no hook there and crashes when it is read.
     """
 
     _secret: Secret
@@ -96,10 +102,11 @@ class SharedTensor(torch.Tensor):
             session = _session_of((*args, *kwargs.values()))
             with session.ledger.operation(func._schema.name.removeprefix("aten::")):
                 return handler(*args, **kwargs)
-        if func._can_decompose():
-            # Where autograd is off altogether (inference mode), composite operators arrive whole.
-            return func.decompose(*args, **kwargs)
-        raise unsupported(func, cls.handlers)
+        # Where autograd is off altogether (inference mode), composite operators arrive whole.
+        result = func.decompose(*args, **kwargs)
+        if result is NotImplemented:
+            raise unsupported(func, cls.handlers)
+        return result
 
     # What would leak ------------------------------------------------------------------------------------------
 
