@@ -24,7 +24,7 @@ def add_secrets(left: Secret, right: Secret, sign: int = 1, *, into_left: bool =
     return Secret(left.session, bits, **{"rows" if pending else "payload": terms})
 
 
-def add(x: Operand, y: Operand, *, alpha: Number = 1) -> SharedTensor:
+def add(x: Operand, y: Operand, alpha: Number = 1) -> SharedTensor:
     """add.Tensor, add.Scalar: x + alpha * y. No communication, but for a fractional alpha's rescaling, later."""
     session, dtype = session_of(x, y), result_dtype(x, y)
     if dtype == torch.bool:
@@ -38,7 +38,7 @@ def add(x: Operand, y: Operand, *, alpha: Number = 1) -> SharedTensor:
     return wrap(add_secrets(as_secret(x, session), right, sign), dtype)
 
 
-def sub(x: Operand, y: Operand, *, alpha: Number = 1) -> SharedTensor:
+def sub(x: Operand, y: Operand, alpha: Number = 1) -> SharedTensor:
     """sub.Tensor, sub.Scalar: x - alpha * y."""
     for operand in (x, y):
         if isinstance(operand, bool) or (isinstance(operand, Tensor) and operand.dtype == torch.bool):
