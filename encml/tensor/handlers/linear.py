@@ -35,7 +35,7 @@ def matmul(x: Tensor, y: Tensor) -> SharedTensor:
 
 
 def addmm(bias: Tensor, x: Tensor, y: Tensor, *, beta: Number = 1, alpha: Number = 1) -> SharedTensor:
-    """addmm, addmv, baddbmm, addbmm-free forms: beta * bias + alpha * (x @ y); the bias joins before the truncation."""
+    """addmm, addmv, baddbmm: beta * bias + alpha * (x @ y); the bias joins before the truncation."""
     session = session_of(bias, x, y)
     if isinstance(x, SharedTensor) or isinstance(y, SharedTensor):
         product = bilinear(torch.matmul, x, y)
