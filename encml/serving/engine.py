@@ -12,18 +12,20 @@ import time
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from encml.config.cluster import ClusterConfig
 from encml.errors import ConfigError, EncmlError, PartyError, ServingError
 from encml.mpc.dealing import receive
 from encml.mpc.session import Session
+from encml.net.local import LocalTransport
 from encml.serving import control
 from encml.serving.control import FOLLOWERS, LEADER, MAX_CANDIDATES, Decision, Verdict
 from encml.serving.jobs import Busy, Job, answer_to, choose, refusal
 from encml.serving.registry import MAX_MODELS, Model, Registry
 from encml.serving.wire import Problem, QueryResult
-from encml.tensor import SharedTensor
+from encml.tensor import SharedTensor, share
 from encml.tensor.secret import Secret
 from encml.tensor.shared import secret
 
@@ -115,6 +117,7 @@ class Engine:
     def _work(self) -> None:
         joined = False
         try:
+            _warm_up()
             while not self._stopping:
                 session = self._join(fatal=not joined)
                 if session is None:
@@ -315,3 +318,11 @@ class Engine:
 def _shared(session: Session, parcel: Tensor) -> SharedTensor:
     payload = receive(session.parties, [parcel])
     return SharedTensor(Secret(session, session.fraction_bits, payload=payload))
+
+
+def _warm_up() -> None:
+    """Have kernels compiled before anybody waits: a party that compiles in its first round seems to have stalled."""
+    session = Session(LocalTransport())
+    x = share(torch.ones(1, 1, 2, 2), session=session)
+    with torch.no_grad():
+        torch.relu(F.avg_pool2d(F.conv2d(x, x), 1))

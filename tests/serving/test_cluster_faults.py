@@ -249,7 +249,7 @@ PARENT = """
 @pytest.mark.parametrize(
     ("then", "number", "code"),
     [
-        ("time.sleep(600)", signal.SIGKILL, -signal.SIGKILL),
+        pytest.param("time.sleep(600)", signal.SIGKILL, -signal.SIGKILL, marks=pytest.mark.slow),
         pytest.param("time.sleep(600)", signal.SIGINT, -signal.SIGINT, marks=pytest.mark.slow),
         pytest.param("raise ValueError('stop')", None, 1, marks=pytest.mark.slow),
         pytest.param("sys.exit(3)", None, 3, marks=pytest.mark.slow),
@@ -266,6 +266,34 @@ def test_no_party_outlives_the_process_that_started_it(then: str, number: signal
         parent.send_signal(number)
     assert parent.wait(timeout=30) == code
     until(lambda: not any(alive(pid) for pid in pids))
+
+
+def test_a_party_ends_when_its_starter_is_killed(tmp_path: Path) -> None:
+    """The same with one party that still waits for the others."""
+    script = """
+        import sys, time
+        from pathlib import Path
+        from encml.net.certificates import make_cluster_keys
+        from encml.serving.processes import LocalParties, local_config
+
+        config = local_config(Path(sys.argv[1]))
+        make_cluster_keys(config.keys, ["127.0.0.1"] * 3)
+        parties = LocalParties(config)
+        parties.start(0)
+        while "listens" not in parties.tail(0):
+            time.sleep(0.05)
+        print(parties.pid(0), flush=True)
+        time.sleep(600)
+        """
+    command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)]
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE)
+    assert parent.stdout is not None
+    with parent.stdout:
+        pid = int(parent.stdout.readline())
+    assert alive(pid)
+    parent.kill()
+    parent.wait()
+    until(lambda: not alive(pid))
 
 
 def test_a_cluster_file_of_a_running_cluster(tmp_path: Path, cluster: Cluster) -> None:
