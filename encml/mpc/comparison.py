@@ -98,75 +98,82 @@ def invert(parties: Parties, bits: SecretBits) -> SecretBits:
 
 
 def to_arithmetic(parties: Parties, bits: SecretBits, operation: str = "compare") -> Tensor:
-    """XOR-shared bits to a payload of 0 and 1 over Z_2^64. 2 rounds, 24 B an element in all."""
-    (payload,) = _select(parties, bits, None, True, operation)
-    return payload
+    """XOR-shared bits to a payload of 0 and 1 over Z_2^64. 2 rounds, 24 B an element in all.
+
+    bit = a ^ b2 = b2 + (1 - 2 b2) a, with a known to party r, b2 to parties r + 1 and r + 2. Party r shares a between
+    those two (round 1); then each term is known to one of them, and they reshare (round 2).
+    """
+    r = parties.next_lead()
+    shape, n = bits.shape, math.prod(bits.shape)
+    a = _first_bit(parties, bits, r, n)
+    one, two = _hand_over(parties, r, a, (n,), operation)
+    left = right = None
+    if parties.plays(r + 1):
+        b2 = _second_bit(parties, bits, r, n)
+        left = b2 + (1 - 2 * b2) * known(one)
+    if parties.plays(r + 2):
+        right = (1 - 2 * _second_bit(parties, bits, r, n)) * known(two)
+    payload = parties.reshare_pair(r + 1, left, right, (n,), operation)
+    return payload.reshape(len(payload), *shape)
 
 
 def select(parties: Parties, bits: SecretBits, payload: Tensor, operation: str = "select") -> Tensor:
-    """bit * x for every element, with no truncation. 2 rounds, 32 B an element in all."""
-    (chosen,) = _select(parties, bits, payload, False, operation)
-    return chosen
+    """bit * x for every element, with no truncation. 2 rounds, 32 B an element in all.
 
+    With bit = a ^ b2 as in ``to_arithmetic`` and x = A + B,
 
-def select_with_bit(
-    parties: Parties, bits: SecretBits, payload: Tensor, operation: str = "select"
-) -> tuple[Tensor, Tensor]:
-    """(bit * x, bit) as payloads, for what needs the bit again in backward. 2 rounds, 48 B an element in all."""
-    chosen, bit = _select(parties, bits, payload, True, operation)
-    return chosen, bit
+        bit * x = b2 A + b2 B + (1 - 2 b2) (a A + a B).
 
-
-def _select(
-    parties: Parties, bits: SecretBits, payload: Tensor | None, want_bit: bool, operation: str
-) -> tuple[Tensor, ...]:
-    """bit = a ^ b2 with a known to party r, b2 to parties r + 1 and r + 2, so with x = A + B
-
-        bit     = b2 + (1 - 2 b2) a
-        bit * x = b2 A + b2 B + (1 - 2 b2) (a A) + (1 - 2 b2) a B.
-
-    Party r shares a and a A (round 1: masks t0, u0 with party r + 2, the rest t1, u1 to party r + 1). Then every term
-    is known to party r + 1 or to party r + 2 alone, and they reshare (round 2).
+    Party r shares a and a A between parties r + 1 and r + 2 (round 1); then every term is known to one of them, and
+    they reshare (round 2).
     """
     shape, n = bits.shape, math.prod(bits.shape)
-    if payload is not None and tuple(payload.shape[1:]) != shape:
+    if tuple(payload.shape[1:]) != shape:
         raise ValueError(
             f"bits of shape {shape} select from values of shape {tuple(payload.shape[1:])}: expand one first"
         )
     r = parties.next_lead()
-    has_x = payload is not None
-    dealt = (1 + has_x, n)
-
-    masks = parties.common(r - 1, dealt)
-    rest = None
-    if parties.plays(r):
-        plane_a = known(parties.share(bits.plane, r)) ^ known(parties.share(bits.plane, r + 1))
-        a = from_plane(plane_a, n)
-        values = [a]
-        if payload is not None:
-            values.append(a * (known(parties.share(payload, r)) + known(parties.share(payload, r + 1))).reshape(-1))
-        rest = torch.stack(values) - known(masks)
-    (got,) = parties.net.exchange([Message(r, (r + 1) % PARTIES, rest, dealt, torch.int64)], operation)
-
-    def terms(share_of_dealt: Tensor, own_part_of_a: Tensor | None, with_b: bool) -> Tensor:
-        b2 = from_plane(known(parties.share(bits.plane, r + 2)), n)
-        sign = 1 - 2 * b2
-        out = []
-        if payload is not None:
-            b = known(parties.share(payload, r + 2)).reshape(-1)
-            from_b2 = known(own_part_of_a).reshape(-1) + b if with_b else known(own_part_of_a).reshape(-1)
-            out.append(b2 * from_b2 + sign * (share_of_dealt[1] + share_of_dealt[0] * b))
-        if want_bit:
-            out.append(sign * share_of_dealt[0] + b2 if with_b else sign * share_of_dealt[0])
-        return torch.stack(out)
-
+    dealt = None
+    a = _first_bit(parties, bits, r, n)
+    if a is not None:
+        total = known(parties.share(payload, r)) + known(parties.share(payload, r + 1))
+        dealt = torch.stack([a, a * total.reshape(-1)])
+    one, two = _hand_over(parties, r, dealt, (2, n), operation)
     left = right = None
     if parties.plays(r + 1):
-        part = None if payload is None else parties.share(payload, r + 1)
-        left = terms(known(got if rest is None else rest), part, True)
+        b2, b = _second_bit(parties, bits, r, n), known(parties.share(payload, r + 2)).reshape(-1)
+        part_of_a, part_of_product = known(one)
+        own = known(parties.share(payload, r + 1)).reshape(-1)
+        left = b2 * (own + b) + (1 - 2 * b2) * (part_of_product + part_of_a * b)
     if parties.plays(r + 2):
-        part = None if payload is None else parties.share(payload, r)
-        right = terms(known(masks), part, False)
-    outputs = has_x + want_bit
-    result = parties.reshare_pair(r + 1, left, right, (outputs, n), operation)
-    return tuple(result[:, i].reshape(len(result), *shape) for i in range(outputs))
+        b2, b = _second_bit(parties, bits, r, n), known(parties.share(payload, r + 2)).reshape(-1)
+        part_of_a, part_of_product = known(two)
+        own = known(parties.share(payload, r)).reshape(-1)
+        right = b2 * own + (1 - 2 * b2) * (part_of_product + part_of_a * b)
+    chosen = parties.reshare_pair(r + 1, left, right, (n,), operation)
+    return chosen.reshape(len(chosen), *shape)
+
+
+def _first_bit(parties: Parties, bits: SecretBits, r: int, n: int) -> Tensor | None:
+    """a, the part of every bit that party r knows, as 0 and 1 (n,); None elsewhere."""
+    if not parties.plays(r):
+        return None
+    return from_plane(known(parties.share(bits.plane, r)) ^ known(parties.share(bits.plane, r + 1)), n)
+
+
+def _second_bit(parties: Parties, bits: SecretBits, r: int, n: int) -> Tensor:
+    """b2, the part of every bit that parties r + 1 and r + 2 know, as 0 and 1 (n,)."""
+    return from_plane(known(parties.share(bits.plane, r + 2)), n)
+
+
+def _hand_over(
+    parties: Parties, r: int, values: Tensor | None, shape: tuple[int, ...], operation: str
+) -> tuple[Tensor | None, Tensor | None]:
+    """What party r knows, in two additive parts: party r + 1's and party r + 2's. 1 round, 8 B an element in all.
+
+    Party r + 2's part is a mask that it draws with party r; party r + 1 gets the rest.
+    """
+    masks = parties.common(r - 1, shape)
+    rest = None if values is None else values - known(masks)
+    (got,) = parties.net.exchange([Message(r, (r + 1) % PARTIES, rest, shape, torch.int64)], operation)
+    return (got if rest is None else rest), masks

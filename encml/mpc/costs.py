@@ -98,9 +98,7 @@ COSTS: Mapping[str, Declared] = MappingProxyType(
         "negative": _after_comparison("x < 0 as a shared bit", 0, 0),
         "positive": _after_comparison("x > 0 as a shared 0 or 1", 2, 3),
         "relu": _after_comparison("max(x, 0)", 2, 4),
-        "relu_with_bit": _after_comparison("max(x, 0), and x > 0 for backward", 2, 6),
         "to_arithmetic": Declared("a shared bit to a shared 0 or 1", _constant(2), _elements(3)),
         "select": Declared("bit * x", _constant(2), _elements(4)),
-        "select_with_bit": Declared("bit * x and the bit", _constant(2), _elements(6)),
     }
 )

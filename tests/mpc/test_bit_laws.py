@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from plain_ring import RING, SHAPES, in_process, opened, opened_bits, random_ring, ring, split, split_bits, wrap
 from torch import Tensor
 
-from encml.mpc.comparison import SecretBits, invert, negative, select, select_with_bit, to_arithmetic
+from encml.mpc.comparison import SecretBits, invert, negative, select, to_arithmetic
 from encml.mpc.parties import Parties
 from encml.mpc.sharing import public, share_from
 
@@ -104,9 +104,6 @@ def test_selection(pairs: list[tuple[bool, int]], lead: int) -> None:
     ones = [int(flag) for flag, _ in pairs]
     assert opened(select(parties, bits, payload)).tolist() == expected
     assert opened(to_arithmetic(parties, bits)).tolist() == ones
-    chosen, bit = select_with_bit(parties, bits, payload)
-    assert opened(chosen).tolist() == expected
-    assert opened(bit).tolist() == ones
 
 
 @LEADS
@@ -139,9 +136,7 @@ def test_shapes(shape: tuple[int, ...]) -> None:
     payload = split(parties, values)
     bits = negative(parties, payload)
     assert bits.shape == shape
-    chosen, bit = select_with_bit(parties, bits, payload)
-    assert torch.equal(opened(chosen), values.clamp(max=0))
-    assert torch.equal(opened(bit), (values < 0).long())
+    assert torch.equal(opened(select(parties, bits, payload)), values.clamp(max=0))
     assert torch.equal(opened(select(parties, invert(parties, bits), payload)), values.clamp(min=0))
     assert torch.equal(opened(to_arithmetic(parties, bits)), (values < 0).long())
 
@@ -161,9 +156,7 @@ def test_views(view: Callable[[Tensor], Tensor], lead: int) -> None:
     bits = negative(parties, payload)
     assert bits.shape == seen.shape
     assert torch.equal(opened(to_arithmetic(parties, bits)), (seen < 0).long())
-    chosen, bit = select_with_bit(parties, bits, payload)
-    assert torch.equal(opened(chosen), seen.clamp(max=0))
-    assert torch.equal(opened(bit), (seen < 0).long())
+    assert torch.equal(opened(select(parties, bits, payload)), seen.clamp(max=0))
     assert torch.equal(opened(select(parties, invert(parties, bits), payload)), seen.clamp(min=0))
 
 
@@ -171,9 +164,8 @@ def test_views(view: Callable[[Tensor], Tensor], lead: int) -> None:
 def test_a_selection_from_another_shape_is_refused(shape: tuple[int, ...]) -> None:
     parties = in_process()
     bits = negative(parties, split(parties, random_ring((2, 3), 1)))
-    for choose in (select, select_with_bit):
-        with pytest.raises(ValueError, match=r"\(2, 3\)"):
-            choose(parties, bits, split(parties, random_ring(shape, 1)))
+    with pytest.raises(ValueError, match=r"\(2, 3\)"):
+        select(parties, bits, split(parties, random_ring(shape, 1)))
 
 
 def test_repr_shows_the_shape_only() -> None:

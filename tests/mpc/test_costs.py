@@ -10,7 +10,7 @@ from plain_ring import in_process, random_ring, split, split_bits
 from torch import Tensor
 
 from encml.mpc import sharing
-from encml.mpc.comparison import SecretBits, invert, negative, select, select_with_bit, to_arithmetic
+from encml.mpc.comparison import SecretBits, invert, negative, select, to_arithmetic
 from encml.mpc.costs import COSTS, carry_gates
 from encml.mpc.multiplication import and_bits, product
 from encml.mpc.parties import Parties
@@ -28,10 +28,6 @@ def relu(parties: Parties, x: Tensor, width: int) -> Tensor:
     return select(parties, invert(parties, negative(parties, x, width)), x)
 
 
-def relu_with_bit(parties: Parties, x: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    return select_with_bit(parties, invert(parties, negative(parties, x, width)), x)
-
-
 RUNS: dict[str, Run] = {
     "share": lambda p, x, b, w: sharing.share_from(p, 0, x[0], x[0].shape),
     "reveal": lambda p, x, b, w: sharing.open_to_all(p, x),
@@ -45,10 +41,8 @@ RUNS: dict[str, Run] = {
     "negative": lambda p, x, b, w: negative(p, x, w),
     "positive": lambda p, x, b, w: positive(p, x, w),
     "relu": lambda p, x, b, w: relu(p, x, w),
-    "relu_with_bit": lambda p, x, b, w: relu_with_bit(p, x, w),
     "to_arithmetic": lambda p, x, b, w: to_arithmetic(p, b),
     "select": lambda p, x, b, w: select(p, b, x),
-    "select_with_bit": lambda p, x, b, w: select_with_bit(p, b, x),
 }
 WIDTHS = {"": [0], "bits": [2, 3, 16, 32, 33, 63, 64], "shift": [1, 8, 16, 17, 32, 33, 48]}
 NAMES = pytest.mark.parametrize("name", sorted(COSTS))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from encml.errors import ProtocolError
 from encml.mpc import dealing, sharing
-from encml.mpc.comparison import SecretBits, invert, negative, select, select_with_bit, to_arithmetic
+from encml.mpc.comparison import SecretBits, invert, negative, select, to_arithmetic
 from encml.mpc.multiplication import and_bits, product
 from encml.mpc.parties import Parties, known
 from encml.mpc.truncation import truncate, truncate_rows
@@ -55,7 +55,7 @@ def dealt(parties: Parties) -> Tensor:
 
 def relu(parties: Parties, width: int) -> list[Tensor]:
     x, _, _ = inputs(parties)
-    return list(select_with_bit(parties, invert(parties, negative(parties, x, width)), x))
+    return [select(parties, invert(parties, negative(parties, x, width)), x)]
 
 
 def layers(parties: Parties) -> list[Tensor]:
@@ -93,7 +93,6 @@ PAYLOADS: dict[str, Callable[[Parties], list[Tensor]]] = {
     "invert": lambda p: [invert(p, inputs(p)[2]).plane],
     "to_arithmetic": lambda p: [to_arithmetic(p, inputs(p)[2]) for _ in range(3)],
     "select": lambda p: [select(p, inputs(p)[2], inputs(p)[0]) for _ in range(3)],
-    "select_with_bit": lambda p: [part for _ in range(3) for part in select_with_bit(p, inputs(p)[2], inputs(p)[0])],
     "relu": lambda p: relu(p, 64) + relu(p, 32) + relu(p, 64),
     "views": lambda p: [
         truncate(p, inputs(p)[0].transpose(1, 2), 4),

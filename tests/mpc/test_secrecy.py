@@ -16,7 +16,7 @@ from plain_ring import wrap
 from torch import Tensor
 
 from encml.mpc import dealing, sharing
-from encml.mpc.comparison import invert, negative, select, select_with_bit, to_arithmetic
+from encml.mpc.comparison import invert, negative, select, to_arithmetic
 from encml.mpc.multiplication import and_bits, product
 from encml.mpc.parties import Parties, known
 from encml.mpc.truncation import truncate, truncate_rows
@@ -53,7 +53,7 @@ def and_of_bits(parties: Parties, inputs: Inputs) -> None:
 
 def relu(parties: Parties, inputs: Inputs) -> None:
     x = inputs.payload(0)
-    select_with_bit(parties, invert(parties, negative(parties, x, 8)), x)
+    select(parties, invert(parties, negative(parties, x, 8)), x)
 
 
 def from_owner(owner: int) -> Case:
@@ -91,11 +91,6 @@ CASES: dict[str, Case] = {
     "to arithmetic": Case(lambda p, i: to_arithmetic(p, i.bits(0)), BITS, ("masks", *PAIR)),
     "select": Case(
         lambda p, i: select(p, i.bits(0), i.payload(1)), ((0, 5), (1, 5), (1, -(2**60)), (0, 2**61)), ("masks", *PAIR)
-    ),
-    "select with bit": Case(
-        lambda p, i: select_with_bit(p, i.bits(0), i.payload(1)),
-        ((0, 5), (1, 5), (1, -(2**60))),
-        ("masks", *PAIR),
     ),
 }
 LARGE: dict[str, Case] = {
