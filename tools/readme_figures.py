@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
+import textwrap
 from pathlib import Path
 
 from encml.experiment.metrics import Metrics, read_metrics
@@ -27,31 +28,36 @@ def budget(metrics: Metrics) -> str:
 def figures(folders: list[Path]) -> str:
     runs = [read_metrics(folder) for folder in folders]
     first = runs[0]
+    first_took = seconds_text(sum(first.seconds.values()))
+    where = f"{first.environment.system}, PyTorch {first.environment.packages['torch']}"
+    introduction = (
+        f"Measured on {first.environment.cores} cores of a shared machine ({where}), figures from the runs' "
+        f"`metrics.json`. The first run took {first_took} in all. Noise is never seeded, so accuracy under it differs "
+        "from run to run."
+    )
     lines = [
-        f"Measured with this configuration on {first.environment.cores} cores ({first.environment.system}, PyTorch "
-        f"{first.environment.packages['torch']}); figures from the runs' `metrics.json`:",
+        *textwrap.wrap(introduction, 120),
         "",
-        "| privacy | clients, rounds | accuracy | private class = plaintext class | whole run |",
+        f"| `configs/` | privacy | clients, rounds | accuracy, {first.data.test_images:,} images | private = plain class |",
         "|---|---|---|---|---|",
     ]
     for metrics in runs:
         inference = metrics.inference
         same = "" if inference is None else f"{inference.agreeing:,} of {inference.images:,}"
         lines.append(
-            f"| {budget(metrics)} | {metrics.data.clients}, {len(metrics.rounds)} | {100 * metrics.accuracy:.2f} % | "
-            f"{same} | {seconds_text(sum(metrics.seconds.values()))} |"
+            f"| {metrics.experiment}.yaml | {budget(metrics)} | {metrics.data.clients:,}, {len(metrics.rounds)} | "
+            f"{100 * metrics.accuracy:.2f} % | {same} |"
         )
     if first.inference is not None:
         lines += [
             "",
-            "| private inference, three processes, TLS | time an image | rounds a request | sent an image and party |",
+            "| private inference in the first run: images a request | time an image | rounds | sent an image and party |",
             "|---|---|---|---|",
         ]
-        lines += [
-            f"| {batch.batch_size} images a request | {milliseconds_text(batch.ms_per_image)} | {batch.rounds} | "
-            f"{bytes_text(batch.bytes_per_party / batch.batch_size)} |"
-            for batch in first.inference.batches
-        ]
+        for batch in first.inference.batches:
+            sent = bytes_text(batch.bytes_per_party / batch.batch_size)
+            time = milliseconds_text(batch.ms_per_image)
+            lines.append(f"| {batch.batch_size} | {time} | {batch.rounds} | {sent} |")
     return "\n".join(lines) + "\n"
 
 

@@ -64,6 +64,14 @@ class Command:
         self.log += err
         return out
 
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        for pipe in (self.process.stdout, self.process.stderr):
+            if pipe is not None:
+                pipe.close()
+
     def alive(self) -> list[int]:
         """Processes that carry the mark."""
         found = []
@@ -92,9 +100,7 @@ def command() -> Iterator[Callable[..., Command]]:
 
     yield start
     for each in started:
-        if each.process.poll() is None:
-            each.process.kill()
-            each.process.communicate()
+        each.close()
         assert each.all_gone(20), "processes were left behind"
 
 
