@@ -38,7 +38,7 @@ def figures(folders: list[Path]) -> str:
     lines = [
         *textwrap.wrap(introduction, 120),
         "",
-        f"| `configs/` | privacy | clients, rounds | accuracy, {first.data.test_images:,} images | private = plain class |",
+        f"| `configs/` | privacy | clients, rounds | accuracy of {first.data.test_images:,} | private = plain class |",
         "|---|---|---|---|---|",
     ]
     for metrics in runs:
@@ -51,7 +51,7 @@ def figures(folders: list[Path]) -> str:
     if first.inference is not None:
         lines += [
             "",
-            "| private inference in the first run: images a request | time an image | rounds | sent an image and party |",
+            "| private inference (first run), images a request | time an image | rounds | sent an image and party |",
             "|---|---|---|---|",
         ]
         for batch in first.inference.batches:
