@@ -95,6 +95,7 @@ def _figure() -> tuple[Figure, Axes]:
 
 
 def _line(axes: Axes, rounds: Sequence[int], values: Sequence[float], colour: str) -> None:
+    axes.set_xlim(rounds[0] - 0.6, rounds[-1] + 0.6)
     axes.plot(rounds, values, color=colour, linewidth=2, marker="o", markersize=3.5 if len(rounds) < 40 else 0)
 
 
