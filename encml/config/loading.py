@@ -145,7 +145,8 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        near = sorted(p.name for p in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
+        found = path.parent.glob("[!.]*.y*ml") if path.parent.is_dir() else ()
+        near = sorted(p.name for p in found)
         hint = f"; in {path.parent} there are: {', '.join(near)}" if near else ""
         raise ConfigError(f"{path}: no such file{hint}") from None
     except UnicodeDecodeError:
