@@ -46,6 +46,7 @@ GRID_BITS = 36
 
 _MAX_BATCH = 2**16  # sums of so many integers below 2^36, and noise, are exact in float64
 _FLOAT32_ROUNDING = 2.0**-24
+_MAX_SIZE = 2**23  # parameters; the margin for float32 takes half of every gradient then, and would soon take all
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -164,6 +165,8 @@ class ExactOptimizer(DPOptimizer):  # type: ignore[misc]
         count, size = len(samples[0]), sum(p.numel() for p in self.params)
         if count > _MAX_BATCH:
             raise ConfigError(f"a DP-SGD batch of {count} examples: at most {_MAX_BATCH} are possible")
+        if size > _MAX_SIZE:
+            raise ConfigError(f"DP-SGD of {size:,} parameters: clipping in float32 is safe up to {_MAX_SIZE:,}")
         norms = torch.stack([g.flatten(1).norm(dim=1) for g in samples]).norm(dim=0)
         # A float32 sum of ``size`` squares is off by at most its share of size * 2^-24, and the products below by less.
         margin = 1 - (size + 16) * _FLOAT32_ROUNDING

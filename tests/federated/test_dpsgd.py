@@ -127,6 +127,17 @@ def test_batches_too_large_for_exact_sums_are_refused() -> None:
         optimizer.clip_and_accumulate()
 
 
+def test_models_too_large_to_clip_in_float32_are_refused() -> None:
+    """With 3 * 2^24 parameters the margin would be -2: gradients of twice the norm, and of the other sign."""
+    weight = nn.Parameter(torch.zeros(1).expand(3 * 2**24))
+    optimizer = ExactOptimizer(
+        torch.optim.SGD([weight], 0.1), "rdp", noise_multiplier=1.0, max_grad_norm=1.0, expected_batch_size=1
+    )
+    weight.grad_sample = torch.zeros(1).expand(1, 3 * 2**24)
+    with pytest.raises(ConfigError, match="up to 8,388,608"):
+        optimizer.clip_and_accumulate()
+
+
 # Noise and batches -------------------------------------------------------------------------------------------------
 
 
