@@ -63,6 +63,11 @@ class Parties:
         """S: how many of the three shares are known in this process."""
         return PARTIES if self.here == PARTIES else 2
 
+    @property
+    def place(self) -> tuple[int, ...]:
+        """Where this process is in the session: rounds, and bytes drawn from each stream of masks."""
+        return self.ledger.rounds, *(stream.drawn for stream in self._streams.values())
+
     def plays(self, rank: int) -> bool:
         """Whether party ``rank`` (modulo 3) lives in this process."""
         return rank % PARTIES in self.local

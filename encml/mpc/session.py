@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +15,7 @@ from encml.mpc.parties import Parties
 from encml.net.ledger import Ledger
 from encml.net.local import LocalTransport
 from encml.net.tls import TlsTransport
-from encml.net.transport import Transport
+from encml.net.transport import PARTIES, Transport
 from encml.ring.fixed import DEFAULT_FRACTION_BITS, MAX_FRACTION_BITS
 
 logger = logging.getLogger("encml")
@@ -63,6 +65,22 @@ class Session:
     def ledger(self) -> Ledger:
         """Rounds, bytes and seconds so far, by operation."""
         return self.parties.ledger
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """What happens inside happens whole, or ends this party's session.
+
+        An error or Ctrl-C that strikes one party between drawing a mask and sending, say, would leave its masks out of
+        step with the others', and every later result wrong without a sign. Where the error came before anything was
+        drawn or sent, the session goes on; in one process the parties cannot drift apart.
+        """
+        before = self.parties.place
+        try:
+            yield
+        except BaseException:
+            if self.parties.here < PARTIES and self.parties.place != before:
+                self.close()
+            raise
 
     def close(self) -> None:
         """End the session; idempotent."""

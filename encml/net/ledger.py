@@ -56,6 +56,8 @@ class Ledger:
     """
 
     costs: dict[str, Cost] = field(default_factory=dict)
+    rounds: int = 0
+    """All rounds so far, as in ``total``."""
     _current: str | None = None
 
     @property
@@ -82,6 +84,7 @@ class Ledger:
 
     def round(self, operation: str, sent: Mapping[int, int]) -> None:
         """Book one round in which party ``rank`` sent ``sent[rank]`` payload bytes."""
+        self.rounds += 1
         by_party = (sent.get(0, 0), sent.get(1, 0), sent.get(2, 0))
         self._book(self._current or operation, Cost(rounds=1, sent=by_party))
 

@@ -29,18 +29,21 @@ class KeyStream:
     Source: NIST SP 800-38A, section 6.5 (CTR), the counter starting at zero; a key is used for one stream only.
     """
 
-    __slots__ = ("_encryptor",)
+    __slots__ = ("_encryptor", "drawn")
 
     def __init__(self, key: bytes) -> None:
         if len(key) != KEY_BYTES:
             raise ValueError(f"a mask key has {KEY_BYTES} bytes, found {len(key)}")
         self._encryptor = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
+        self.drawn = 0
+        """How many bytes of the stream have been taken."""
 
     def __repr__(self) -> str:
         return "KeyStream(...)"
 
     def fill(self, out: memoryview) -> None:
         """Overwrite ``out`` (bytes) with the next len(out) bytes of the stream."""
+        self.drawn += len(out)
         for start in range(0, len(out), len(_ZEROS)):
             part = out[start : start + len(_ZEROS)]
             self._encryptor.update_into(memoryview(_ZEROS)[: len(part)], part)

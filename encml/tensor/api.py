@@ -49,7 +49,8 @@ def share(value: Tensor | nn.Module, *, session: Session | None = None, owner: i
     dtype = value.dtype if value.dtype in (torch.float32, torch.float64) else torch.get_default_dtype()
     plain = value.detach()
     integers = encode(plain, session.fraction_bits) if session.parties.plays(owner) else None
-    payload = share_from(session.parties, owner, integers, tuple(plain.shape))
+    with session.whole():
+        payload = share_from(session.parties, owner, integers, tuple(plain.shape))
     return SharedTensor(
         Secret(session, session.fraction_bits, payload=payload),
         dtype,

@@ -100,7 +100,7 @@ class SharedTensor(torch.Tensor):
         kwargs = kwargs or {}
         if handler is not None:
             session = _session_of((*args, *kwargs.values()))
-            with session.ledger.operation(func._schema.name.removeprefix("aten::")):
+            with session.whole(), session.ledger.operation(func._schema.name.removeprefix("aten::")):
                 return handler(*args, **kwargs)
         # Where autograd is off altogether (inference mode), composite operators arrive whole.
         result = func.decompose(*args, **kwargs)
@@ -143,7 +143,7 @@ class _Reveal(torch.autograd.Function):
     def forward(ctx: Any, x: SharedTensor, to: int | None) -> Tensor:
         ctx.session, ctx.dtype = x.session, x.dtype
         held, parties = x._secret, x.session.parties
-        with x.session.ledger.operation("reveal"):
+        with x.session.whole(), x.session.ledger.operation("reveal"):
             payload = held.payload
             if to is None:
                 return decode(open_to_all(parties, payload), held.fraction_bits, x.dtype)

@@ -132,3 +132,29 @@ def test_a_refused_operation_leaves_the_parties_in_step() -> None:
 
     results, _ = run_apart(apart, SEED)
     assert all(torch.equal(found, grid(3).float() + 1) for found in results)
+
+
+@pytest.mark.parametrize(
+    "work", [lambda x: x > 0, lambda x: (x * x).reveal(), lambda x: encml.share(torch.ones(3), owner=1)]
+)
+def test_an_interrupt_halfway_ends_the_session(work: Callable[[SharedTensor], object]) -> None:
+    """Party 1 is stopped where it has drawn masks and sent nothing: going on would give numbers without meaning."""
+    closed: list[bool] = []
+
+    def apart(parties: Parties) -> None:
+        with Session(parties.net, seed=SEED) as session, pytest.MonkeyPatch.context() as patch:
+            x = owned(grid(3).float(), 0, parties)
+            if parties.plays(1):
+                patch.setattr(session.parties.net, "exchange", interrupt)
+                patch.setattr(session.parties.net, "rotate", interrupt)
+                patch.setattr(session.parties.net, "close", lambda: closed.append(True))
+            work(x)
+            x.reveal()
+
+    with pytest.raises(KeyboardInterrupt):
+        run_apart(apart, SEED)
+    assert closed == [True]
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
