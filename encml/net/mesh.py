@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 from encml.config.cluster import ClusterConfig
-from encml.errors import AuthenticationError, ConfigError, EncmlError, PartyError, PartyTimeout, ProtocolError
+from encml.errors import AuthenticationError, ConfigError, EncmlError, PartyTimeout, ProtocolError
 from encml.net.certificates import client_context, party_hostname, require_role, server_context
 from encml.net.frames import HEADER_BYTES, MAGIC, SESSION_BYTES, VERSION, Header, Kind, agreed
 from encml.net.steps import Steps, handshake, receive, send
@@ -115,6 +115,7 @@ class _Meeting:
         self._problems: dict[int, str] = {}
         self._distrust: dict[int, tuple[float, AuthenticationError]] = {}
         self._last_refusal = ""
+        self._mismatch: ConfigError | None = None
         self._listener = self._listen()
 
     def run(self) -> Mesh:
@@ -291,6 +292,7 @@ class _Meeting:
             verdict = _Verdict.ROLE
         elif fraction_bits != self._config.fraction_bits:
             verdict = _Verdict.FRACTION_BITS
+            self._mismatch = self._bits_differ(f"party {rank} ({connection.address})", str(fraction_bits))
         yield from send(sock, _WELCOME.pack(MAGIC, VERSION, verdict, self._nonce))
         if verdict != _Verdict.WELCOME:
             raise ProtocolError(f"{identity.name} said hello as party {rank}: {verdict.name.lower()} differs")
@@ -328,8 +330,7 @@ class _Meeting:
         if magic != MAGIC or version != VERSION or verdict == _Verdict.VERSION:
             raise ConfigError(f"{name} speaks another version of the wire format: run the same encml at every party")
         if verdict == _Verdict.FRACTION_BITS:
-            found = f"fraction_bits is {self._config.fraction_bits} here and something else there"
-            raise ConfigError(f"{name}: {found}: use the same cluster file at every party")
+            raise self._bits_differ(name, "something else")
         if verdict != _Verdict.WELCOME:
             message = f"{name} refused this party as party {self._rank}"
             raise AuthenticationError(message, rank=peer, address=connection.address)
@@ -339,6 +340,10 @@ class _Meeting:
         self._distrust.pop(peer, None)
         yield from receive(sock, 1)
         raise ProtocolError(f"{name} wrote to a connection that it only reads")
+
+    def _bits_differ(self, name: str, found: str) -> ConfigError:
+        bits = f"fraction_bits is {self._config.fraction_bits} here and {found} there"
+        return ConfigError(f"{name}: {bits}: use the same cluster file at every party")
 
     def _agree(self) -> bool:
         """Work out the session, announce it, and say whether both others have announced the same."""
@@ -364,9 +369,12 @@ class _Meeting:
                 connection.announced = self._session
         return all(self._incoming[peer].announced == self._session for peer in self._peers)
 
-    def _too_late(self) -> PartyError:
+    def _too_late(self) -> EncmlError:
         for _, distrusted in self._distrust.values():
             return distrusted
+        if self._mismatch is not None:
+            # Whoever noticed first has left, and nothing but this was wrong.
+            return self._mismatch
         missing = [p for p in self._peers if p not in self._outgoing or p not in self._incoming] or self._peers
         # A peer that was here and left has most likely given up for want of the one that never came.
         peer = min(missing, key=lambda p: p in self._met)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from loopback import Parties, spin
+from loopback import Parties, free_ports, spin
 
 from encml.config.cluster import ClusterConfig
 from encml.errors import AuthenticationError, ConfigError, PartyTimeout
@@ -73,6 +73,20 @@ def test_fraction_bits_that_differ_are_found_at_once(cluster: ClusterConfig, par
     found = parties.run(*(lambda c=c, r=r: TlsTransport.connect(c, r) for r, c in enumerate([brief, other, brief])))
     assert isinstance(found[1], ConfigError)
     assert "fraction_bits is 12" in str(found[1])
+
+
+def test_fraction_bits_that_differ_are_named_by_who_only_hears_of_them(
+    cluster: ClusterConfig, parties: Parties
+) -> None:
+    other = cluster.model_copy(update={"fraction_bits": 12, "connect_timeout": 4.0})
+    brief = cluster.model_copy(update={"connect_timeout": 1.0})
+    # Party 2 has no listener that party 0 could reach, so only its hello tells party 0 what is wrong.
+    deaf = other.model_copy(
+        update={"parties": (*other.parties[:2], other.parties[2].model_copy(update={"mesh_port": free_ports(1)[0]}))}
+    )
+    found = parties.run(lambda: TlsTransport.connect(brief, 0), lambda: None, lambda: TlsTransport.connect(deaf, 2))
+    assert isinstance(found[0], ConfigError)
+    assert "fraction_bits is 16 here and 12 there" in str(found[0])
 
 
 def with_keys(
