@@ -20,8 +20,8 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -40,6 +40,7 @@ from encml.errors import (
     UnsupportedOperation,
 )
 from encml.net.certificates import Identity, peer_identity, server_context
+from encml.net.transport import PARTIES
 from encml.serving.engine import Engine
 from encml.serving.jobs import Busy, CapReached, Job
 from encml.serving.registry import Model, Registry, UnknownModel
@@ -59,6 +60,8 @@ HANDSHAKE_SECONDS = 5.0
 GRACE_SECONDS = 5.0
 """How long answers under way may take when the party stops."""
 MAX_JSON_BYTES = 4096
+HELD_REQUESTS = 4
+"""Queries that wait may be so many times ``max_request_bytes`` together; shares take up to twice that in memory."""
 _CHUNK = 2**20
 _REQUEST_ID = re.compile(r"[0-9a-f]{32}")
 
@@ -106,6 +109,8 @@ class Server:
         self._config = config
         self._rank = rank
         self._registry = Registry(config.store, rank, config.fraction_bits)
+        self._held = 0
+        """Bytes of queries that wait, as counted by ``_room``."""
         self.engine = Engine(config, rank, self._registry, ended)
 
     def application(self) -> web.Application:
@@ -152,8 +157,7 @@ class Server:
 
     async def _serve(self, request: web.Request) -> web.Response:
         _require(request, "owner")
-        self._check_length(request, MAX_JSON_BYTES)
-        asked = read_message(ServeRequest, await request.read() or b"{}", "the request to serve")
+        asked = read_message(ServeRequest, await self._body(request, MAX_JSON_BYTES) or b"{}", "the request to serve")
         return _model_json(self._registry.allow(request.match_info["name"], asked.num_requests))
 
     async def _stop(self, request: web.Request) -> web.Response:
@@ -170,17 +174,48 @@ class Server:
         if not _REQUEST_ID.fullmatch(request_id):
             raise _Malformed("a request's id is 32 hexadecimal digits")
         batch = _batch(request.query.get("shape", ""), model)
-        self._check_length(request, parcel_bytes(self._rank, batch, shape))
-        body = await request.read()
-        try:
-            payload = await asyncio.to_thread(unpack_parcel, body, self._rank, batch, shape)
-        except ServingError as error:
-            raise _Malformed(str(error)) from None
-        job = Job(bytes.fromhex(request_id), model, payload)
-        self.engine.submit(job)
-        share, result = await asyncio.wrap_future(job.result)
+        with self._room(batch, shape):
+            body = await self._body(request, parcel_bytes(self._rank, batch, shape))
+            try:
+                payload = await asyncio.to_thread(unpack_parcel, body, self._rank, batch, shape)
+            except ServingError as error:
+                raise _Malformed(str(error)) from None
+            job = Job(bytes.fromhex(request_id), model, payload)
+            self.engine.submit(job)
+            share, result = await asyncio.wrap_future(job.result)
         headers = {RESULT_HEADER: result.model_dump_json()}
         return web.Response(body=pack_share(share), headers=headers, content_type="application/octet-stream")
+
+    @contextmanager
+    def _room(self, batch: int, shape: tuple[int, ...]) -> Iterator[None]:
+        """Keep memory for a query while it waits. Raises _TooLarge or Busy, at all parties alike.
+
+        The party that gets two seeds must expand as much as the others are sent: 32 bytes may stand for a gigabyte.
+        """
+        size = max(parcel_bytes(rank, batch, shape) for rank in range(PARTIES))
+        if size > self._config.max_request_bytes:
+            raise self._too_large(self._config.max_request_bytes)
+        if self._held + size > HELD_REQUESTS * self._config.max_request_bytes:
+            raise Busy(f"the requests that wait at party {self._rank} take all its memory for them; ask again later")
+        self._held += size
+        try:
+            yield
+        finally:
+            self._held -= size
+
+    async def _body(self, request: web.Request, limit: int) -> bytes:
+        """The body, which must come within the cluster's time-out. Raises _TooLarge or _Malformed."""
+        self._check_length(request, limit)
+        body = bytearray()
+        try:
+            async with asyncio.timeout(self._config.timeout):
+                async for chunk in request.content.iter_any():
+                    body += chunk
+                    if len(body) > limit:
+                        raise self._too_large(limit)
+        except TimeoutError:
+            raise _Malformed(f"only {len(body):,} bytes of the request came in {self._config.timeout:g} s") from None
+        return bytes(body)
 
     def _check_length(self, request: web.Request, limit: int) -> None:
         if request.content_length is not None and request.content_length > limit:

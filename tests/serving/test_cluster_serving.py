@@ -22,6 +22,7 @@ from encml.net.certificates import add_client, client_context, make_cluster_keys
 from encml.ring.fixed import encode
 from encml.serving import Client, Cluster, Graph, PartyModel, Status, save_model_shares
 from encml.serving.calls import Call, Calls, same
+from encml.serving.server import HELD_REQUESTS
 from encml.serving.wire import pack_parcel
 
 MODEL = network()
@@ -332,6 +333,47 @@ def test_bodies_beyond_the_limit_are_refused(cluster: Cluster, served: str) -> N
         method = "PUT" if path.endswith("big") else "POST"
         answer = send_raw(cluster.config, 0, http(method, path, length=length), name)
         assert status_of(answer) == 413, answer
+
+
+def test_few_bytes_do_not_stand_for_much_memory(cluster: Cluster, client: Client) -> None:
+    """Party 0 gets two seeds, 32 bytes whatever the batch, and expands them."""
+    cluster.share(nn.Linear(2, 2).eval(), torch.randn(1, 2), "narrow")
+    cluster.serve(name="narrow")
+    limit = cluster.config.max_request_bytes
+    assert cluster.parties is not None
+    before = peak_memory(cluster.parties.pid(0))
+    path = f"/v1/models/narrow/queries/{{}}?shape={limit // 16 + 1},2"
+    for length in (32, 10**6):
+        answer = send_raw(cluster.config, 0, http("POST", path.format(request_id()), bytes(32), length))
+        assert status_of(answer) == 413, answer
+    assert peak_memory(cluster.parties.pid(0)) < before + limit // 2
+    assert client.query_model(torch.ones(1, 2), "narrow").shape == (1, 2)
+    cluster.delete("narrow")
+
+
+def test_many_waiting_requests_do_not_stand_for_much_memory(cluster: Cluster, client: Client) -> None:
+    cluster.share(nn.Linear(2, 2).eval(), torch.randn(1, 2), "narrow")
+    cluster.serve(name="narrow")
+    batch = cluster.config.max_request_bytes // 16 - 8
+    path = f"/v1/models/narrow/queries/{{}}?shape={batch},2"
+    # The head of a request alone takes its room; its body is what the party waits for.
+    waiting = [
+        connect(cluster.config, 1, client_context(cluster.config.keys, "client")) for _ in range(HELD_REQUESTS + 1)
+    ]
+    for sock in waiting:
+        sock.sendall(http("POST", path.format(request_id()), length=16 * batch + 16))
+    answers = [status_of(sock.recv(65536)) for sock in waiting]  # after the time-out, which is short here
+    for sock in waiting:
+        sock.close()
+    assert sorted(answers) == [400] * HELD_REQUESTS + [429]
+    assert client.query_model(torch.ones(1, 2), "narrow").shape == (1, 2)
+    cluster.delete("narrow")
+
+
+def peak_memory(pid: int) -> int:
+    """The most memory, in bytes, that a process has had."""
+    (line,) = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return 1024 * int(line.split()[1])
 
 
 ODD = ["", "0", "-1", "1", "6", "1,6", "999999999,6", "1,6,", "²,6", "1e9,6", "9" * 40, "1," * 40, "%00", "1,7", "a"]
