@@ -6,6 +6,7 @@ with new keys, until they are back.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import threading
 import time
@@ -130,15 +131,7 @@ class Engine:
                         self._turn(session)
                 except EncmlError as error:
                     self._leave(session, error)
-                except (
-                    RuntimeError,
-                    ValueError,
-                    TypeError,
-                    LookupError,
-                    ArithmeticError,
-                    MemoryError,
-                    OSError,
-                ) as error:
+                except _UNEXPECTED as error:
                     _log.exception("party %d: a computation failed", self._rank)
                     self._leave(session, ServingError(f"party {self._rank} failed with a {type(error).__name__}"))
         except EncmlError as error:
@@ -262,7 +255,29 @@ class Engine:
                 self._drop(job, decision)
         if run:
             self._registry.spend(run[0].model, len(run))
-            self._compute(session, run)
+            with self._changed:
+                self._busy = True
+            consistent = self._consistent(session, run)
+            if consistent:
+                self._compute(session, consistent)
+            with self._changed:
+                self._busy = False
+
+    def _consistent(self, session: Session, jobs: Sequence[Job]) -> list[Job]:
+        """The jobs whose shares are what the neighbours hold of them; the others are refused. 2 rounds.
+
+        A client that deals different shares to two parties would get what no input gives, with single shares of the
+        weights in it. Parties compare digests of what both hold, so that nothing is revealed.
+        """
+        parties = session.parties
+        digests = torch.stack([torch.stack([_digest(job.payload[half]) for job in jobs]) for half in (0, 1)])
+        theirs = parties.net.rotate(digests[1:], +1, "serve: check")
+        different = (theirs != digests[:1]).any(-1).to(torch.int64)
+        verdicts = parties.open_rows(different, "serve: check").tolist()
+        for job, verdict in zip(jobs, verdicts, strict=True):
+            if verdict and self._take(job):
+                job.result.set_exception(ServingError("two parties were sent different shares of the same input"))
+        return [job for job, verdict in zip(jobs, verdicts, strict=True) if not verdict]
 
     def _drop(self, job: Job, decision: Decision) -> None:
         if self._take(job):
@@ -276,8 +291,6 @@ class Engine:
     def _compute(self, session: Session, jobs: Sequence[Job]) -> None:
         """Compute jobs of one model together; their shares of the output are fresh."""
         model = jobs[0].model
-        with self._changed:
-            self._busy = True
         with torch.no_grad(), session.ledger.measure() as spent:
             parameters = self._parameters(session, model)
             payload = torch.cat([job.payload for job in jobs], 1)
@@ -301,8 +314,6 @@ class Engine:
             )
             if self._take(job):
                 job.result.set_result((part, result))
-        with self._changed:
-            self._busy = False
 
     def _parameters(self, session: Session, model: Model) -> dict[str, SharedTensor]:
         """The model's parameters in this session."""
@@ -313,6 +324,11 @@ class Engine:
             found = {name: _shared(session, payload) for name, payload in model.part.tensors.items()}
             self._weights[model.part.model_id] = found
         return found
+
+
+def _digest(share: Tensor) -> Tensor:
+    """SHA-256 of a share, uint8 (32,)."""
+    return torch.tensor(list(hashlib.sha256(share.contiguous().numpy().data).digest()), dtype=torch.uint8)
 
 
 def _shared(session: Session, parcel: Tensor) -> SharedTensor:

@@ -245,6 +245,20 @@ def test_parts_of_different_sizes_are_refused(cluster: Cluster, client: Client, 
     assert close(client.query_model(x, served), expected(x))
 
 
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_different_shares_at_two_parties_are_refused(cluster: Cluster, client: Client, served: str, rank: int) -> None:
+    """One seed or one element that differs: the answer would not be the model's for any input."""
+    bodies = [bytearray(pack_parcel(parcel)) for parcel in deal(encode(torch.ones(2, 6), 16))]
+    bodies[rank][-1 if rank == 1 else 0] ^= 1
+    calls = [
+        Call("POST", f"/models/{served}/queries/{'%032x' % (rank + 1)}", bytes(b), {"shape": "2,6"}) for b in bodies
+    ]
+    with Calls(cluster.config, "client") as asking:
+        replies = asking.each(calls, 10)
+    assert all(isinstance(reply, ServingError) and "different shares" in str(reply) for reply in replies), replies
+    assert torch.allclose(client.query_model(torch.ones(2, 6), served), expected(torch.ones(2, 6)), atol=1e-3)
+
+
 def test_what_is_no_input_is_refused_before_it_is_sent(client: Client, served: str) -> None:
     for bad in (torch.full((1, 6), torch.nan), torch.full((1, 6), torch.inf), torch.full((1, 6), 2.0**31)):
         with pytest.raises(InvalidTensor, match=r"shape \(1, 6\)"):
