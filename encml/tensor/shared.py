@@ -28,6 +28,11 @@ class SharedTensor(torch.Tensor):
     gradients of a mean over many elements may be better off as those of a sum, with a smaller learning rate.
     Comparisons round public values as sharing does, so share(x) == x.
 
+    Values must stay below 2^(62 - 2f) in magnitude, and so must the sums that means, poolings and products are made of:
+    a mean of 65536 squares needs squares below 2^14 at f = 16. Averages that are not used in a product or a comparison
+    yet should be added up below 2^(54 - 2f). Nobody can see a secret that leaves the range: the result is wrong without
+    a sign. Scale the data first.
+
     Do not assign one to the ``data`` of a plain tensor: PyTorch gives no hook there and crashes when it is read.
     """
 
