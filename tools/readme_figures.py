@@ -12,7 +12,8 @@ import textwrap
 from pathlib import Path
 
 from encml.experiment.metrics import Metrics, read_metrics
-from encml.experiment.text import bytes_text, epsilon_text, milliseconds_text, seconds_text, small_text
+from encml.experiment.text import bytes_text, milliseconds_text, seconds_text
+from encml.privacy.text import delta_text, epsilon_text
 
 README = Path("README.md")
 MARKS = re.compile(r"(<!-- measured: begin -->\n).*?(<!-- measured: end -->)", re.DOTALL)
@@ -22,7 +23,7 @@ def budget(metrics: Metrics) -> str:
     privacy = metrics.privacy
     if privacy.epsilon is None:
         return "none"
-    return f"ε = {epsilon_text(privacy.epsilon)}, δ = {small_text(privacy.delta or 0.0)}, per {privacy.unit}"
+    return f"ε = {epsilon_text(privacy.epsilon)}, δ = {delta_text(privacy.delta or 0.0)}, per {privacy.unit}"
 
 
 def figures(folders: list[Path]) -> str:

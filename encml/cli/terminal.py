@@ -22,7 +22,8 @@ from rich.text import Text
 
 from encml.experiment.display import Display, round_text
 from encml.experiment.metrics import Metrics, Round
-from encml.experiment.text import bytes_text, epsilon_text, milliseconds_text, seconds_text, small_text
+from encml.experiment.text import bytes_text, milliseconds_text, seconds_text
+from encml.privacy.text import delta_text, epsilon_text
 
 
 class BarDisplay(Display):
@@ -114,7 +115,7 @@ def _lines(metrics: Metrics) -> list[tuple[str, str]]:
         ("Accuracy", f"{100 * metrics.accuracy:.2f} % of {metrics.data.test_images:,} test images"),
     ]
     if privacy.epsilon is not None:
-        lines.append(("Epsilon", f"{epsilon_text(privacy.epsilon)} at δ = {small_text(privacy.delta or 0.0)}"))
+        lines.append(("Epsilon", f"{epsilon_text(privacy.epsilon)} at δ = {delta_text(privacy.delta or 0.0)}"))
     lines.append(("Protects", privacy.sentence))
     if inference is not None:
         lines.append(

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from encml.experiment.text import epsilon_text
+from encml.privacy.text import epsilon_text
 
 # What matplotlib draws in these colours, the page draws in its own.
 _INK, _GRID, _BLUE, _ORANGE, _GREEN = "#010101", "#020202", "#030303", "#040404", "#050505"

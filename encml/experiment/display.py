@@ -6,7 +6,8 @@ import logging
 import time
 
 from encml.experiment.metrics import Round
-from encml.experiment.text import epsilon_text, seconds_text
+from encml.experiment.text import seconds_text
+from encml.privacy.text import epsilon_text
 
 _log = logging.getLogger(__name__)
 

@@ -26,12 +26,11 @@ from encml.experiment.folder import CLASSIFIED, CONFIG, REPORT
 from encml.experiment.metrics import Inference, Metrics, OperationCost, Round, read_metrics
 from encml.experiment.text import (
     bytes_text,
-    epsilon_text,
     inference_sentence,
     milliseconds_text,
     seconds_text,
-    small_text,
 )
+from encml.privacy.text import delta_text, epsilon_text
 
 FIRST_IMAGES = 40
 """So many of the first test images are shown, and at most so many of those that came out wrong."""
@@ -97,7 +96,7 @@ def _headline(metrics: Metrics) -> list[dict[str, str]]:
             _figure(
                 "Epsilon",
                 epsilon_text(privacy.epsilon),
-                f"for one {privacy.unit}, δ = {small_text(privacy.delta or 0.0)}",
+                f"for one {privacy.unit}, δ = {delta_text(privacy.delta or 0.0)}",
             )
         )
     figures.append(_figure("Rounds", f"{len(metrics.rounds)}", f"{metrics.data.clients:,} clients"))

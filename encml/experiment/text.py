@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from encml.experiment.metrics import Inference
 
 
@@ -42,13 +40,3 @@ def seconds_text(seconds: float) -> str:
 def milliseconds_text(value: float) -> str:
     """A time per image: 12.3 ms."""
     return f"{value:.3g} ms" if value < 100 else f"{value:.0f} ms"
-
-
-def epsilon_text(epsilon: float) -> str:
-    """Two decimals, rounded up: never less than was spent."""
-    return f"{math.ceil(round(100 * epsilon, 6)) / 100:.2f}"
-
-
-def small_text(value: float) -> str:
-    """A small number without padding in its exponent: 1e-5."""
-    return f"{value:g}".replace("e-0", "e-")

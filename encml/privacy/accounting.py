@@ -22,7 +22,6 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from decimal import ROUND_CEILING, Decimal
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -38,6 +37,7 @@ from encml.privacy.checks import (
     check_sample_rate,
     check_steps,
 )
+from encml.privacy.text import delta_text, epsilon_text
 
 Unit = Literal["client", "example", "none"]
 
@@ -195,18 +195,13 @@ class PrivacyStatement:
         }[self.unit]
         sentence = (
             f"Adding or removing {changed} changes the distribution of everything revealed by at most "
-            f"(ε = {_rounded_up(self.epsilon)}, δ = {self.delta:g})."
+            f"(ε = {epsilon_text(self.epsilon)}, δ = {delta_text(self.delta)})."
         )
         if self.unit == "example":
             sentence += " What a client's examples have in common is not protected by this."
         if self.sampled:
             sentence += f" It counts on nobody knowing which {self.unit}s were sampled in each step."
         return sentence
-
-
-def _rounded_up(epsilon: float) -> str:
-    """Two decimals that promise no more privacy than there is."""
-    return str(Decimal(repr(float(epsilon))).quantize(Decimal("0.01"), ROUND_CEILING))
 
 
 def _rdp_epsilon(history: list[tuple[float, float, int]], delta: float) -> float:

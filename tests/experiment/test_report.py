@@ -32,7 +32,7 @@ from encml.experiment.metrics import (
     read_metrics,
 )
 from encml.experiment.report import FIRST_IMAGES, make_report, select_images
-from encml.experiment.text import bytes_text, epsilon_text, milliseconds_text, seconds_text, small_text
+from encml.experiment.text import bytes_text, milliseconds_text, seconds_text
 from encml.net.ledger import Cost
 
 
@@ -252,5 +252,3 @@ def test_figures_for_people() -> None:
         "2:00 min",
     ]
     assert [milliseconds_text(x) for x in (0.5, 41.23, 234.5)] == ["0.5 ms", "41.2 ms", "234 ms"]
-    assert small_text(1e-5) == "1e-5"
-    assert [epsilon_text(x) for x in (0.0, 1.0, 2.991, 0.3)] == ["0.00", "1.00", "3.00", "0.30"]

@@ -260,7 +260,7 @@ def test_the_sentence_names_the_unit_and_rounds_against_us() -> None:
     client = str(PrivacyStatement("client", 2.3001, DELTA))
     assert client == (
         "Adding or removing one client's entire data changes the distribution of everything revealed by at most "
-        "(ε = 2.31, δ = 1e-05)."
+        "(ε = 2.31, δ = 1e-5)."
     )
     example = str(PrivacyStatement("example", 1.1, DELTA, sampled=True))
     assert "one training example of one client" in example
