@@ -65,11 +65,11 @@ def convolution(
     _only_conv2d(x, transposed)
     operands = [t for t in (x, weight, bias) if t is not None]
     session = session_of(*operands)
-    f = partial(kernels.conv2d, stride=_pair(stride), padding=_pair(padding), dilation=_pair(dilation), groups=groups)
+    settings = _settings(stride, padding, dilation, groups)
     if isinstance(x, SharedTensor) or isinstance(weight, SharedTensor):
-        result = bilinear(f, x, weight)
+        result = bilinear(partial(kernels.conv2d, **settings), x, weight)
     else:
-        result = as_secret(F.conv2d(x, weight, None, _pair(stride), _pair(padding), _pair(dilation), groups), session)
+        result = as_secret(F.conv2d(x, weight, **settings), session)
     if bias is not None:
         addend = as_secret(bias, session)
         addend = addend.like(addend.terms.reshape(-1, bias.numel(), 1, 1))
@@ -94,12 +94,7 @@ def convolution_backward(
     _only_conv2d(x, transposed)
     if not isinstance(gradient, SharedTensor):
         gradient = wrap(as_secret(gradient, session_of(x, weight)), gradient.dtype)
-    settings: dict[str, Any] = {
-        "stride": _pair(stride),
-        "padding": _pair(padding),
-        "dilation": _pair(dilation),
-        "groups": groups,
-    }
+    settings = _settings(stride, padding, dilation, groups)
     to_x = to_weight = to_bias = None
     if output_mask[0]:
         adjoint = partial(kernels.conv2d_input_gradient, size=_pair(x.shape[2:]), **settings)
@@ -213,6 +208,10 @@ def _times_factors(value: Secret, factors: Tensor, fresh: bool = False) -> Secre
 
 def _pair(values: Sequence[int]) -> Pair:
     return (int(values[0]), int(values[-1]))
+
+
+def _settings(stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int) -> dict[str, Any]:
+    return {"stride": _pair(stride), "padding": _pair(padding), "dilation": _pair(dilation), "groups": groups}
 
 
 def _only_conv2d(x: Tensor, transposed: bool) -> None:
