@@ -141,6 +141,13 @@ def check(
         raise ConfigError("\n".join(lines)) from None
 
 
+def first_problem(error: ValidationError) -> str:
+    """The first thing that is wrong in JSON from outside, as "where: what"; never the value that was found."""
+    first = error.errors(include_input=False, include_url=False)[0]
+    where = ".".join(str(step) for step in first["loc"])
+    return f"{where}: {first['msg']}"
+
+
 def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")

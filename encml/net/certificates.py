@@ -173,12 +173,6 @@ def peer_identity(certificate: Mapping[str, Any] | None, address: str | None = N
     return Identity(cluster, "owner", None, "owner") if owner else Identity(cluster, "client", None, client)
 
 
-def peer_role(certificate: Mapping[str, Any] | None) -> tuple[str, int | None]:
-    """("party", rank), ("owner", None) or ("client", None). Raises AuthenticationError as ``peer_identity``."""
-    identity = peer_identity(certificate)
-    return identity.role, identity.rank
-
-
 def require_role(
     certificate: Mapping[str, Any] | None, role: str, rank: int | None = None, address: str | None = None
 ) -> Identity:

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.export.graph_signature import InputKind
 
+from encml.config.loading import first_problem
 from encml.errors import InvalidTensor, UnsupportedOperation
 from encml.mpc.session import Session
 from encml.net.local import LocalTransport
@@ -61,8 +62,7 @@ def export_model(
     try:
         graph = _to_graph(program, row, state)
     except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        raise UnsupportedOperation(f"{type(model).__name__} cannot be served: {first['loc']}: {first['msg']}") from None
+        raise UnsupportedOperation(f"{type(model).__name__} cannot be served: {first_problem(error)}") from None
     parameters = {parameter.name: state[parameter.name].detach() for parameter in graph.parameters}
     _try(frozen, graph, parameters, row, fraction_bits)
     return graph, parameters

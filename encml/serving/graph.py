@@ -23,6 +23,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PrivateAttr, ValidationError, model_validator
 from torch import Tensor
 
+from encml.config.loading import first_problem
 from encml.errors import EncmlError, ServingError, UnsupportedOperation
 from encml.serving.operations import OPERATIONS, operation
 
@@ -118,9 +119,7 @@ class Graph(_Part):
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
-            first = error.errors(include_input=False, include_url=False)[0]
-            where = ".".join(str(step) for step in first["loc"])
-            raise _malformed(f"{where}: {first['msg']}"[:1000]) from None
+            raise _malformed(first_problem(error)[:1000]) from None
 
     @property
     def largest_batch(self) -> int:

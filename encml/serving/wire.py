@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from encml import errors
+from encml.config.loading import first_problem
 from encml.errors import EncmlError, PartyError, ServingError
 from encml.mpc.dealing import Half, Parcel
 from encml.ring.prg import KEY_BYTES
@@ -143,9 +144,7 @@ def read_message(kind: type[Message], text: str | bytes, what: str) -> Message:
     try:
         return kind.model_validate_json(text)
     except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        where = ".".join(str(step) for step in first["loc"])
-        raise ServingError(f"{what} is malformed: {where}: {first['msg']}"[:500]) from None
+        raise ServingError(f"{what} is malformed: {first_problem(error)}"[:500]) from None
 
 
 def _pack(half: Half) -> bytes:

@@ -21,7 +21,6 @@ from encml.net.certificates import (
     make_cluster_keys,
     party_hostname,
     peer_identity,
-    peer_role,
     require_role,
     server_context,
 )
@@ -90,10 +89,11 @@ def test_private_files_are_private(keys: Path) -> None:
 )
 def test_roles_are_seen_on_both_sides(keys: Path, name: str, role: tuple[str, int | None]) -> None:
     seen_by_server, seen_by_client = handshake(server_context(keys, 2), client_context(keys, name), party_hostname(2))
-    assert peer_role(seen_by_server) == role
-    assert peer_role(seen_by_client) == ("party", 2)
-    assert peer_identity(seen_by_server).name == name
-    assert peer_identity(seen_by_server).cluster == peer_identity(seen_by_client).cluster
+    server_saw, client_saw = peer_identity(seen_by_server), peer_identity(seen_by_client)
+    assert (server_saw.role, server_saw.rank) == role
+    assert (client_saw.role, client_saw.rank) == ("party", 2)
+    assert server_saw.name == name
+    assert server_saw.cluster == client_saw.cluster
 
 
 @pytest.mark.parametrize(("rank", "hostname"), [(0, "localhost"), (0, "127.0.0.1"), (1, "10.0.0.2"), (2, HOSTS[2])])
@@ -168,9 +168,9 @@ def test_require_role(keys: Path) -> None:
 )
 def test_odd_certificates_have_no_role(names: tuple[tuple[str, str], ...]) -> None:
     with pytest.raises(AuthenticationError):
-        peer_role({"subjectAltName": names})
+        peer_identity({"subjectAltName": names})
     with pytest.raises(AuthenticationError):
-        peer_role(None)
+        peer_identity(None)
 
 
 def test_keys_are_not_overwritten_unasked(tmp_path: Path) -> None:
