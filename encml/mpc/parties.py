@@ -17,13 +17,15 @@ None for what is not known here.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from encml.errors import ProtocolError
 from encml.net.ledger import Ledger
+from encml.net.rounds import SharedRounds
 from encml.net.transport import PARTIES, Message, Transport
 from encml.ring.prg import KEY_BYTES, KeyStream, fresh_key
 
@@ -37,7 +39,7 @@ class Parties:
     """
 
     def __init__(self, transport: Transport, seed: int | None = None) -> None:
-        self.net = transport
+        self.net = SharedRounds(transport)
         self.local = transport.local
         self.here = len(transport.local)
         keys = [fresh_key() if seed is None else _test_key(seed, rank) for rank in self.local]
@@ -76,6 +78,10 @@ class Parties:
         """The party that plays the first role in the next asymmetric protocol; takes turns to balance the load."""
         self._lead = (self._lead + 1) % PARTIES
         return self._lead
+
+    def together(self, *protocols: Callable[[], Any]) -> list[Any]:
+        """Run independent protocols in the same rounds, and return what they return: see ``SharedRounds.together``."""
+        return self.net.together(protocols)
 
     # Masks ---------------------------------------------------------------------------------------------------
 

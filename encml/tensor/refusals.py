@@ -74,5 +74,5 @@ def unsupported(func: Any, known: Iterable[Any]) -> Exception:
     if advice is None:
         names = sorted({str(op).removeprefix("aten.").split(".")[0] for op in known})
         near = difflib.get_close_matches(base.strip("_"), names, n=3, cutoff=0.6)
-        advice = f"nearest supported: {', '.join(near)}" if near else "encml/tensor/table.py lists what is supported"
+        advice = f"nearest supported: {', '.join(near)}" if near else "encml/tensor/table/ lists what is supported"
     return UnsupportedOperation(f"{name} has no secret-shared version: {advice}")

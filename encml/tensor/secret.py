@@ -9,16 +9,16 @@ once, late, and on fewer elements where pooling came first.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from encml.mpc.comparison import SecretBits
 from encml.mpc.session import Session
 from encml.mpc.sharing import public
 from encml.mpc.truncation import truncate, truncate_rows
-from encml.ring.layout import in_memory_order
+from encml.ring.layout import in_memory_order, memory_order
 from encml.tensor.public import Operand, term
 
 SLACK_BITS = 8
@@ -30,13 +30,14 @@ stay below 2^(54 - 2f) then, 2^22 at f = 16. Everything else stays within 2f bit
 class _Cell:
     """The memory that a secret and its views share.
 
-    ``chosen``: the bits by which a ReLU chose these contents, for its backward; gone when they are written over.
+    ``facts``: what has been worked out about these contents (their signs, say), so that nothing is computed twice; gone
+    when they are written over.
     """
 
     terms: Tensor
     fraction_bits: int
     pending: bool
-    chosen: SecretBits | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 class Secret:
@@ -79,14 +80,17 @@ class Secret:
         """Whether a product has not been reshared yet."""
         return self._cell.pending
 
-    @property
-    def chosen(self) -> SecretBits | None:
-        """The bits, in the order of memory, by which a ReLU chose this secret's values, if it is a ReLU's result."""
-        return self._cell.chosen if self._look is None else None
+    def fact(self, name: str) -> Any:
+        """What ``keep`` remembered under ``name`` about these contents; None if nothing, or if this is a view."""
+        return self._cell.facts.get(name) if self._look is None else None
 
-    def keep(self, bits: SecretBits) -> Secret:
-        """Remember the bits that chose this secret's values; returns itself."""
-        self._cell.chosen = bits
+    def keep(self, name: str, fact: Any) -> Secret:
+        """Remember something secret or public about the contents until they are written over; returns itself.
+
+        Bits and payloads are kept in the order of memory of ``terms``. Nothing is kept about a view.
+        """
+        if self._look is None:
+            self._cell.facts[name] = fact
         return self
 
     @property
@@ -128,8 +132,7 @@ class Secret:
         Free if it is one already. Pending rows: 3 rounds and 8.75 B a party and element with a truncation, else 1
         round and 8 B. A payload with too many fraction bits: 2 rounds and 6.1 B.
         """
-        cell, parties = self._cell, self.session.parties
-        excess = cell.fraction_bits - self.session.fraction_bits
+        cell, parties, excess = self._cell, self.session.parties, self.excess
         if cell.pending and excess > 0:
             cell.terms = in_memory_order(lambda rows: truncate_rows(parties, rows, excess), cell.terms)
         elif cell.pending:
@@ -139,6 +142,11 @@ class Secret:
         cell.pending = False
         cell.fraction_bits -= max(excess, 0)
         return self
+
+    @property
+    def excess(self) -> int:
+        """How many fraction bits this has beyond the session's f; negative if fewer."""
+        return self._cell.fraction_bits - self.session.fraction_bits
 
     @property
     def payload(self) -> Tensor:
@@ -165,7 +173,8 @@ class Secret:
     def overwrite(self, source: Secret) -> None:
         """Take the value of ``source``, settled and broadcast, in place: views and what this is a view of see it."""
         payload, cell = source.payload, self._cell
-        cell.chosen = source.chosen if self._look is None else None
+        same = self._look is None and source._look is None and memory_order(self.terms) == memory_order(source.terms)
+        cell.facts = dict(source._cell.facts) if same and self.shape == source.shape else {}
         if self._look is None:
             cell.terms, cell.pending = self.room(self.shape, self.terms.stride()[1:]), False
             cell.fraction_bits = source.fraction_bits
@@ -186,6 +195,14 @@ def headroom(value: Secret, integers: Tensor, bits: int) -> Secret:
     if integers.ndim == 0 and abs(int(integers)) <= 1:
         limit += SLACK_BITS
     return value.settle() if value.fraction_bits + bits > limit else value
+
+
+def settle_all(*values: Secret) -> None:
+    """Settle independent secrets in the same rounds, as if it were one."""
+    cells = {id(value._cell): value for value in values if value.pending or value.excess > 0}
+    if cells:
+        parties = next(iter(cells.values())).session.parties
+        parties.together(*(value.settle for value in cells.values()))
 
 
 def room_for_products(left: Secret, right: Secret) -> None:

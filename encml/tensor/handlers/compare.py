@@ -87,7 +87,7 @@ def relu(x: SharedTensor) -> SharedTensor:
     payload = to_order(value.terms, order)
     bits = comparison.negative(parties, -payload, operation="relu")
     chosen = comparison.select(parties, bits, payload, "relu")
-    return wrap(value.like(from_order(chosen, order)).keep(bits), x.dtype)
+    return wrap(value.like(from_order(chosen, order)).keep("chosen by", bits), x.dtype)
 
 
 def threshold_backward(gradient: Tensor, result: Tensor, threshold: Number) -> SharedTensor:
@@ -96,7 +96,7 @@ def threshold_backward(gradient: Tensor, result: Tensor, threshold: Number) -> S
     Of a ReLU: 2 rounds, 10.7 B a party and element, by the bits that it kept. Else a comparison of its own.
     """
     session = session_of(gradient, result)
-    bits = secret(result).chosen if isinstance(result, SharedTensor) else None
+    bits = secret(result).fact("chosen by") if isinstance(result, SharedTensor) else None
     if bits is None or threshold != 0:
         return wrap(secret(mul(gradient, torch.gt(result, threshold))), gradient.dtype)
     value, order = as_secret(gradient, session), memory_order(secret(result).terms)

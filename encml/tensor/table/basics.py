@@ -1,7 +1,4 @@
-"""The table of contents: every aten operator that works on a SharedTensor, and where.
-
-What is not here raises UnsupportedOperation. Nothing falls back to plaintext.
-"""
+"""Views, copies, arithmetic, sums, products, comparisons, writes in place; and what would show a value."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What must be caught above autograd: what PyTorch would do past the table of operators, and traps."""
+"""Traps: Python-level functions that would go past the table of operators, or show a value."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from encml.errors import SecretError, UnsupportedOperation
@@ -14,15 +13,6 @@ from encml.tensor.handlers import creation
 from encml.tensor.refusals import refuse_values
 from encml.tensor.secret import Secret
 from encml.tensor.shared import SharedTensor, secret
-
-
-def dropout(input: SharedTensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> SharedTensor:
-    """F.dropout, torch.dropout: the identity where nothing is dropped; else refused."""
-    if not training or p == 0:
-        return input
-    raise UnsupportedOperation(
-        "dropout on secrets has no secret-shared version yet; call model.eval(), or leave it out of training"
-    )
 
 
 def backward(self: Tensor, gradient: Tensor | None = None, *args: Any, **kwargs: Any) -> None:
@@ -58,8 +48,6 @@ def _refuse_shared_memory(*_: object, **__: object) -> NoReturn:
 
 FUNCTIONS: dict[Any, Callable[..., Any]] = {
     torch.Tensor.backward: backward,
-    F.dropout: dropout,
-    torch.dropout: dropout,
     torch.Tensor.data.__set__: set_data,  # type: ignore[attr-defined]  # a property of the C base
     torch.Tensor.share_memory_: _refuse_shared_memory,
     **dict.fromkeys(
@@ -82,4 +70,3 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
         refuse_values,
     ),
 }
-"""Python-level functions -> their secret-shared versions; aten operators are in encml.tensor.table."""

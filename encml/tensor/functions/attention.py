@@ -1,0 +1,8 @@
+"""Scaled-dot-product attention and what uses it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+FUNCTIONS: dict[Any, Callable[..., Any]] = {}

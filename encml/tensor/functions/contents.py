@@ -1,0 +1,11 @@
+"""What must be caught above autograd: Python-level functions -> their secret-shared versions.
+
+aten operators are in encml.tensor.table.
+"""
+
+from __future__ import annotations
+
+from encml.tensor.functions import attention, dropout, recurrent, traps
+from encml.tensor.table.contents import merged
+
+FUNCTIONS = merged(traps.FUNCTIONS, dropout.FUNCTIONS, attention.FUNCTIONS, recurrent.FUNCTIONS)

@@ -1,0 +1,12 @@
+"""Convolutions, transposed ones too, in one to three dimensions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+aten = torch.ops.aten
+
+HANDLERS: dict[Any, Callable[..., Any]] = {}

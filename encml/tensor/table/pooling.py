@@ -1,0 +1,12 @@
+"""Average and maximum pooling, padding and resampling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+aten = torch.ops.aten
+
+HANDLERS: dict[Any, Callable[..., Any]] = {}
