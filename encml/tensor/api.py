@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from encml.errors import InvalidTensor, SecretError
 from encml.mpc.session import Session, current_session
 from encml.mpc.sharing import share_from
-from encml.ring.fixed import encode
 from encml.tensor.functions import FUNCTIONS
+from encml.tensor.public import term
 from encml.tensor.secret import Secret
 from encml.tensor.shared import SharedTensor
 from encml.tensor.table import HANDLERS
@@ -30,14 +30,17 @@ def share(value: Module, *, session: Session | None = None, owner: int = 0) -> M
 def share(value: Tensor | nn.Module, *, session: Session | None = None, owner: int = 0) -> SharedTensor | nn.Module:
     """Secret-share a tensor, or a copy of a module with its parameters and floating-point buffers shared.
 
-    value: a real tensor (float16 to float64; integers and bools are encoded as numbers of the default dtype) with
-        |v| < 2^(62 - 2f), or an nn.Module. With real parties, every party calls this with a tensor of the same shape
-        and dtype; only the contents at party ``owner`` matter.
+    value: a real tensor with |v| < 2^(62 - 2f), or an nn.Module. With real parties, every party calls this with a
+        tensor of the same shape and dtype; only the contents at party ``owner`` matter.
     session: whose parties hold the shares; default: the current session, in-process if none was opened.
     owner: the rank of the party that knows the value.
 
-    Returns a leaf SharedTensor of the same shape that requires grad if ``value`` does. 1 round, 8 bytes an element in
-    all. Reveals nothing to the other parties. Raises InvalidTensor for NaN, infinity, an unfit dtype or out of range.
+    Returns a leaf SharedTensor of the same shape that requires grad if ``value`` does. Its logical dtype follows the
+    value's: float32 and float64 stay, other floats become the default dtype, integers of any width int64 (exact, with
+    no fraction bits: class labels, indices, counts), bools bool. Where it meets a float the result is a float.
+
+    1 round, 8 bytes an element in all. Reveals nothing to the other parties. Raises InvalidTensor for NaN, infinity, an
+    unfit dtype or out of range.
     """
     session = session or current_session()
     if isinstance(value, nn.Module):
@@ -46,16 +49,12 @@ def share(value: Tensor | nn.Module, *, session: Session | None = None, owner: i
         raise InvalidTensor(f"share() takes a torch.Tensor or nn.Module, found {type(value).__name__}")
     if isinstance(value, SharedTensor):
         raise InvalidTensor("share() got a SharedTensor, which is shared already")
-    dtype = value.dtype if value.dtype in (torch.float32, torch.float64) else torch.get_default_dtype()
     plain = value.detach()
-    integers = encode(plain, session.fraction_bits) if session.parties.plays(owner) else None
+    integers = term(plain, session.fraction_bits)[0] if session.parties.plays(owner) else None
     with session.whole():
         payload = share_from(session.parties, owner, integers, tuple(plain.shape))
-    return SharedTensor(
-        Secret(session, session.fraction_bits, payload=payload),
-        dtype,
-        value.requires_grad and value.is_floating_point(),
-    )
+    bits = session.fraction_bits if plain.is_floating_point() else 0
+    return SharedTensor(Secret(session, bits, payload=payload), _logical_dtype(plain), value.requires_grad)
 
 
 def reveal(x: SharedTensor, to: int | None = None) -> Tensor:
@@ -63,6 +62,12 @@ def reveal(x: SharedTensor, to: int | None = None) -> Tensor:
     if not isinstance(x, SharedTensor):
         raise SecretError(f"reveal() takes a SharedTensor, found {type(x).__name__}")
     return x.reveal(to)
+
+
+def _logical_dtype(plain: Tensor) -> torch.dtype:
+    if plain.is_floating_point():
+        return plain.dtype if plain.dtype in (torch.float32, torch.float64) else torch.get_default_dtype()
+    return torch.bool if plain.dtype == torch.bool else torch.int64
 
 
 def _share_module(module: nn.Module, session: Session, owner: int) -> nn.Module:

@@ -19,10 +19,10 @@ from encml.tensor.secret import Secret
 class SharedTensor(torch.Tensor):
     """A tensor of secrets, held by three parties as replicated shares.
 
-    It has a shape, strides and a logical dtype (float32 or float64; bool for what a comparison gives) like any tensor,
-    and PyTorch's operators, autograd, modules and torch.optim.SGD work on it. Its values are seen only after
-    ``reveal``. Make one with ``encml.share``. Operations not in the table raise UnsupportedOperation; whatever would
-    turn a secret into a plain value raises SecretError.
+    It has a shape, strides and a logical dtype like any tensor (float32 or float64; bool for what a comparison gives;
+    int64 for shared labels, indices and counts), and PyTorch's operators, autograd, modules and torch.optim.SGD work on
+    it. Its values are seen only after ``reveal``. Make one with ``encml.share``. Operations not in the table raise
+    UnsupportedOperation; whatever would turn a secret into a plain value raises SecretError.
 
     Numbers are multiples of 2^-f. Anything smaller is rounded at random to one of its neighbours, 0 on average right:
     gradients of a mean over many elements may be better off as those of a sum, with a smaller learning rate.

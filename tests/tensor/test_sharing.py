@@ -46,17 +46,59 @@ def test_any_values_come_back_to_the_nearest_unit(values: list[float]) -> None:
 @pytest.mark.parametrize(
     ("values", "dtype"),
     [
-        (torch.tensor([1, -2, 3]), torch.float32),
-        (torch.tensor([True, False]), torch.float32),
-        (torch.tensor([1, 255], dtype=torch.uint8), torch.float32),
+        (torch.tensor([1, -2, 3]), torch.int64),
+        (torch.tensor([2**30 - 1, -(2**30) + 1]), torch.int64),
+        (torch.tensor([True, False]), torch.bool),
+        (torch.tensor([1, 255], dtype=torch.uint8), torch.int64),
+        (torch.tensor([7, -7], dtype=torch.int32), torch.int64),
         (torch.tensor([0.5, -1.25], dtype=torch.float16), torch.float32),
         (torch.tensor([0.5, -1.25], dtype=torch.bfloat16), torch.float32),
     ],
 )
-def test_other_dtypes_become_the_default_one(values: Tensor, dtype: torch.dtype) -> None:
+def test_other_dtypes_keep_their_kind(values: Tensor, dtype: torch.dtype) -> None:
     x = encml.share(values)
     assert x.dtype == dtype
+    assert secret(x).fraction_bits == (16 if dtype.is_floating_point else 0)
     assert torch.equal(x.reveal(), values.to(dtype))
+
+
+def test_shared_integers_are_exact_and_become_floats_where_they_meet_some() -> None:
+    """As plain int64 tensors do; what needs a fraction gets it."""
+    n, other = torch.tensor([3, -2, 0, 7]), torch.tensor([1, 1, 0, -5])
+    x, w = encml.share(n), grid(4)
+    integers: list[tuple[Tensor, Tensor]] = [
+        (x + 1, n + 1), (x * encml.share(other), n * other), (x - other, n - other), (-x, -n), (x.sum(), n.sum()),
+        (x.cumsum(0), n.cumsum(0)), (x[1:], n[1:]), (x.relu(), n.relu()), (x**2, n**2), (x.long(), n),
+        (torch.zeros_like(x), n * 0), (x.clone().fill_(4), n * 0 + 4), (torch.cat([x, x]), torch.cat([n, n])),
+        (x * True, n), (x == 3, n == 3), (x < other, n < other), (x != 0, n != 0),
+    ]  # fmt: skip
+    floats: list[tuple[Tensor, Tensor]] = [
+        (x + w, n + w), (x * encml.share(w), n * w), (x * 0.5, n * 0.5), (x / 2, n / 2), (x.float(), n.float()),
+        (x.double().mean(), n.double().mean()), (x + 0.25, n + 0.25), (x.float().requires_grad_() * 2, n * 2.0),
+    ]  # fmt: skip
+    for found, expected in integers:
+        assert found.dtype == expected.dtype
+        assert torch.equal(found.reveal(), expected)
+    for found, expected in floats:
+        assert found.dtype == expected.dtype
+        near(found.reveal(), expected, 1)
+    with pytest.raises(RuntimeError, match="floating point"):
+        x.requires_grad_()
+    for refused in (lambda: x.mean(), lambda: x.clone().add_(0.5), lambda: x.clone().copy_(w)):
+        with pytest.raises(encml.UnsupportedOperation):
+            refused()
+    with pytest.raises(InvalidTensor, match="fixed-point range"):
+        encml.share(torch.tensor([2**30]))
+
+
+def test_shared_bools_compare_and_mask() -> None:
+    mask = torch.tensor([True, False, True])
+    m = encml.share(mask)
+    near((m * grid(3)).reveal(), mask * grid(3), 0)
+    assert torch.equal((~m).reveal(), ~mask)
+    assert torch.equal((m & encml.share(~mask)).reveal(), mask & ~mask)
+    assert m.sum().dtype == torch.int64
+    assert m.sum().reveal() == 2
 
 
 def test_views_are_shared_as_they_look() -> None:
