@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -58,6 +58,8 @@ class Ledger:
     costs: dict[str, Cost] = field(default_factory=dict)
     rounds: int = 0
     """All rounds so far, as in ``total``."""
+    listeners: list[Callable[[str, Cost], None]] = field(default_factory=list)
+    """Told of whatever is booked, at the time: what is booked under, and the cost."""
     _current: str | None = None
 
     @property
@@ -99,3 +101,5 @@ class Ledger:
 
     def _book(self, name: str, cost: Cost) -> None:
         self.costs[name] = self.costs.get(name, Cost()) + cost
+        for listener in self.listeners:
+            listener(name, cost)

@@ -8,7 +8,7 @@ once, late, and on fewer elements where pooling came first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,7 +26,7 @@ SLACK_BITS = 8
 stay below 2^(54 - 2f) then, 2^22 at f = 16. Everything else stays within 2f bits, where the whole range fits."""
 
 
-@dataclass(slots=True, eq=False, repr=False)
+@dataclass(slots=True, eq=False, repr=False, weakref_slot=True)
 class _Cell:
     """The memory that a secret and its views share.
 
@@ -100,6 +100,20 @@ class Secret:
         if self._seen[0] is not whole:
             self._seen = (whole, whole if self._look is None else self._look(whole))
         return self._seen[1]
+
+    @property
+    def memory(self) -> Hashable:
+        """Stands for the memory that this and its views share: equal for these alone; weakly referable."""
+        return self._cell
+
+    @property
+    def whole(self) -> Tensor:
+        """The terms of all that memory, (S or P, *its shape), whatever part of it this secret sees."""
+        return self._cell.terms
+
+    def seen_in(self, twin: Tensor) -> Tensor:
+        """What this secret sees of its memory, seen in ``twin`` (n, *shape of the memory): a true view of it."""
+        return twin if self._look is None else self._look(twin)
 
     @property
     def shape(self) -> torch.Size:
