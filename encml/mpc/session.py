@@ -11,6 +11,7 @@ from types import TracebackType
 
 from encml.config.cluster import ClusterConfig, load_cluster
 from encml.errors import ConfigError
+from encml.mpc.coins import PublicCoins
 from encml.mpc.parties import Parties
 from encml.net.ledger import Ledger
 from encml.net.local import LocalTransport
@@ -46,6 +47,7 @@ class Session:
             _say_once_that_in_process_is_not_private()
         self.fraction_bits = fraction_bits
         self.parties = Parties(transport, seed)
+        self.coins = PublicCoins(self.parties)
         self._tokens: list[Token[Session | None]] = []
 
     @classmethod
@@ -74,11 +76,11 @@ class Session:
         step with the others', and every later result wrong without a sign. Where the error came before anything was
         drawn or sent, the session goes on; in one process the parties cannot drift apart.
         """
-        before = self.parties.place
+        before = self.parties.place, self.coins.drawn
         try:
             yield
         except BaseException:
-            if self.parties.here < PARTIES and self.parties.place != before:
+            if self.parties.here < PARTIES and (self.parties.place, self.coins.drawn) != before:
                 self.close()
             raise
 
