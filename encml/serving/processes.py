@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
@@ -75,12 +76,16 @@ def write_config(config: ClusterConfig, path: Path) -> None:
 
 
 class LocalParties:
-    """Runs and stops the parties of ``config``; ``stop`` ends all of them, and so does the end of this process."""
+    """Runs and stops the parties of ``config``; ``stop`` ends all of them, and so does the end of this process.
 
-    def __init__(self, config: ClusterConfig) -> None:
+    ``module`` is what every party runs, with ``--config``, ``--rank``, ``--stop-with-stdin`` and ``arguments``.
+    """
+
+    def __init__(self, config: ClusterConfig, module: str = "encml.serving", arguments: Sequence[str] = ()) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="encml-parties-")
         self._config = Path(self._folder.name) / "cluster.yaml"
         write_config(config, self._config)
+        self._command = [sys.executable, "-m", module, "--config", str(self._config), "--stop-with-stdin", *arguments]
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         atexit.register(self.stop)
 
@@ -90,10 +95,9 @@ class LocalParties:
             raise ConfigError(f"party {rank} is running already")
         if rank in self._processes:
             _close(self._processes[rank].stdin)
-        command = [sys.executable, "-m", "encml.serving", "--config", str(self._config), "--rank", str(rank)]
         with self._log(rank).open("ab") as log:
             self._processes[rank] = subprocess.Popen(
-                [*command, "--stop-with-stdin"],
+                [*self._command, "--rank", str(rank)],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
