@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from encml.mpc.multiplication import and_bits
+from encml.mpc.circuits import carry, flipped, propagate_and_generate
 from encml.mpc.parties import Parties, known
 from encml.net.transport import PARTIES, Message
-from encml.ring.bits import from_plane, to_planes, words_for
+from encml.ring.bits import from_plane
 
 WORD_BITS = 64
 
@@ -38,64 +38,18 @@ def negative(parties: Parties, payload: Tensor, bits: int = WORD_BITS, operation
     8 rounds, 68 B an element in all, 22.7 B a party, at 64 bits; with a declared range -2^(bits-1) <= x < 2^(bits-1),
     fewer: 7 rounds and 32.4 B at 32 bits. ``bits`` is 2 to 64; beyond the declared range the result is meaningless.
 
-    1. Party r XOR-shares A: s0 = PRG with party r + 2, s1 = A ^ s0 to party r + 1. Propagate bits p = A ^ B are then
-       the XOR shares (s0, s1, B), without a message.
-    2. Generate bits g = A & B = (s0 & B) ^ (s1 & B): party r + 2 and party r + 1 have one term each and reshare.
-    3. A prefix tree for the carry into the top bit only: (g, p) o (g', p') = (g ^ p g', p p'), half the width each
-       level, the lowest group without its p: 118 AND gates at 64 bits, in six rounds.
-    (Mohassel and Rindal 2018 for the adder on shares; the asymmetry is ours.)
+    The carry into the top bit, of the sum of what party r knows and what parties r + 1 and r + 2 know: see
+    ``encml.mpc.circuits``. (Mohassel and Rindal 2018 for the adder on shares.)
     """
     if not 2 <= bits <= WORD_BITS:
         raise ValueError(f"a declared range has 2 to {WORD_BITS} bits, found {bits}")
-    r = parties.next_lead()
-    shape = tuple(payload.shape[1:])
-    n = payload[0].numel()
-    planes = (bits, words_for(n))
-
-    s0 = parties.common(r - 1, planes)
-    s1 = None
-    if parties.plays(r):
-        a = known(parties.share(payload, r)) + known(parties.share(payload, r + 1))
-        s1 = to_planes(a.reshape(-1), bits) ^ known(s0)
-    (got,) = parties.net.exchange([Message(r, (r + 1) % PARTIES, s1, planes, torch.int64)], operation)
-    s1 = got if s1 is None else s1
-    b = parties.share(payload, r + 2)
-    b = None if b is None else to_planes(b.reshape(-1), bits)
-    p = parties.assemble([s0, s1, b], r)
-
-    low = bits - 1
-    left = known(s1)[:low] & known(b)[:low] if parties.plays(r + 1) else None
-    right = known(s0)[:low] & known(b)[:low] if parties.plays(r + 2) else None
-    g = parties.reshare_pair(r + 1, left, right, (low, planes[1]), operation, xor=True)
-    return SecretBits(_carry(parties, g, p[:, :low], operation) ^ p[:, low], shape)
-
-
-def _carry(parties: Parties, g: Tensor, p: Tensor, operation: str) -> Tensor:
-    """The carry out of planes (S, k, words) of generate and propagate bits, lowest first: a payload (S, words)."""
-    while (k := g.shape[1]) > 1:
-        pairs = k // 2
-        high_p = p[:, 1 : 2 * pairs : 2]
-        both = and_bits(
-            parties,
-            torch.cat([high_p, high_p[:, 1:]], 1),
-            torch.cat([g[:, 0 : 2 * pairs : 2], p[:, 2 : 2 * pairs : 2]], 1),
-            operation,
-        )
-        new_g, new_p = g[:, 1 : 2 * pairs : 2] ^ both[:, :pairs], both[:, pairs:]
-        # The lowest group never needs its propagate bit: a plane of zeros keeps the indices aligned.
-        new_p = torch.cat([torch.zeros_like(new_g[:, :1]), new_p], 1)
-        g = torch.cat([new_g, g[:, 2 * pairs :]], 1)
-        p = torch.cat([new_p, p[:, 2 * pairs :]], 1)
-    return g[:, 0]
+    p, g = propagate_and_generate(parties, payload, bits, operation)
+    return SecretBits(carry(parties, g, p[:, :-1], operation) ^ p[:, -1], tuple(payload.shape[1:]))
 
 
 def invert(parties: Parties, bits: SecretBits) -> SecretBits:
-    """NOT of every bit: share 0 is flipped by those who hold it. No communication."""
-    plane = bits.plane.clone()
-    share = parties.share(plane, 0)
-    if share is not None:
-        share.bitwise_not_()
-    return SecretBits(plane, bits.shape)
+    """NOT of every bit. No communication."""
+    return SecretBits(flipped(parties, bits.plane), bits.shape)
 
 
 def to_arithmetic(parties: Parties, bits: SecretBits, operation: str = "compare") -> Tensor:
