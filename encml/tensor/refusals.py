@@ -18,7 +18,7 @@ _ADAPTIVE = (
     "Adam, RMSprop and their kin divide by a root that fixed point cannot hold; use torch.optim.SGD, with momentum"
 )
 _FOREACH = "leave foreach and fused at their defaults, which take tensors one by one"
-_DROPOUT = "dropout on secrets is not there yet; call model.eval(), or leave it out of training"
+_NOISE = "noise that all parties would know hides nothing; let one party draw it, and share() it"
 _POOL = "use avg_pool2d or AdaptiveAvgPool2d(1)"
 _LOSS = "it needs exp or log, which are not there yet; train with the squared error, F.mse_loss"
 _LOOK_UP = "a secret cannot choose what is read or written yet; use a public index or mask"
@@ -43,7 +43,9 @@ _ADVICE = {
     **dict.fromkeys(("_native_batch_norm_legit_no_training", "native_layer_norm", "native_group_norm", "std"), _NORM),
     **dict.fromkeys(("_native_batch_norm_legit_functional", "var_mean", "std_mean", "cudnn_batch_norm"), _NORM),
     **dict.fromkeys(("lerp", "addcmul", "addcdiv"), _ADAPTIVE),
-    **dict.fromkeys(("native_dropout", "bernoulli"), _DROPOUT),
+    **dict.fromkeys(("rand_like", "randn_like", "randint_like", "bernoulli", "multinomial", "poisson"), _NOISE),
+    **dict.fromkeys(("normal", "uniform", "random", "exponential", "cauchy", "geometric", "log_normal"), _NOISE),
+    "native_dropout": "use F.dropout",
     **dict.fromkeys(("embedding", "nonzero", "masked_select", "take"), _LOOK_UP),
     **dict.fromkeys(("smooth_l1_loss", "huber_loss"), "use the squared error, F.mse_loss"),
     **dict.fromkeys(("floor_divide", "remainder", "fmod", "floor", "ceil", "round", "trunc", "frac"), _NOT_YET),

@@ -12,6 +12,7 @@ from typing import Any
 from encml.tensor.table import (
     attention,
     basics,
+    chance,
     convolutions,
     curves,
     decomposed,
@@ -42,5 +43,6 @@ HANDLERS = merged(
     norms.HANDLERS,
     attention.HANDLERS,
     losses.HANDLERS,
+    chance.HANDLERS,
     decomposed.HANDLERS,
 )
