@@ -106,13 +106,13 @@ def test_second_derivative_of_relu_is_not_lost() -> None:
 
 
 def test_relu_compares_once_wherever_it_is_called_from(session: Session) -> None:
-    """Also inside torch.func, checkpoints and in place: the bits stay with the result."""
+    """Also inside torch.func, checkpoints and in place: the bits stay with the input and the result."""
     x = encml.share(grid(3, 4))
 
     for f, name, rounds in (
         (lambda: torch.func.grad(lambda a: a.relu().sum())(x), "relu", 10),
         (lambda: (leaf(3) * 2).relu_().sum().backward(), "relu_", 10),
-        (lambda: checkpoint(torch.relu, leaf(3), use_reentrant=False).sum().backward(), "relu", 20),
+        (lambda: checkpoint(torch.relu, leaf(3), use_reentrant=False).sum().backward(), "relu", 12),
     ):
         session.ledger.costs.clear()
         f()
@@ -123,14 +123,14 @@ def test_relu_compares_once_wherever_it_is_called_from(session: Session) -> None
 def test_relu_bits_go_when_its_result_is_written_over() -> None:
     x = leaf(4)
     y = x.relu()
-    assert secret(y).fact("chosen by") is not None
+    assert secret(y).fact("above 0.0") is not None
     with torch.no_grad():
         y.add_(1)
         y[0] = 5
-    assert secret(y).fact("chosen by") is None
-    assert secret(x.relu()[1:]).fact("chosen by") is None
+    assert secret(y).fact("above 0.0") is None
+    assert secret(x.relu()[1:]).fact("above 0.0") is None
     y = (x * 2).relu_()
-    assert secret(y).fact("chosen by") is not None
+    assert secret(y).fact("above 0.0") is not None
     y.sum().backward()
     near(x.grad.reveal(), 2.0 * (grid(4) > 0), 0)
 

@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from encml.errors import UnsupportedOperation
-from encml.mpc import comparison
-from encml.ring.layout import from_order, in_memory_order, memory_order, to_order
 from encml.tensor.handlers.arithmetic import add_secrets, mul
 from encml.tensor.handlers.common import as_secret, session_of, wrap
+from encml.tensor.handlers.creation import full_like
+from encml.tensor.handlers.signs import Mask, Side, above_number, below, chosen
 from encml.tensor.public import Number, Operand
-from encml.tensor.secret import Secret
 from encml.tensor.shared import SharedTensor, secret
 
 
-def is_negative(value: Secret) -> Secret:
-    """[x < 0] as a secret 0 or 1. 10 rounds, 30.75 B a party and element."""
-    parties = value.session.parties
+def as_side(x: Operand) -> Side:
+    """An operand as one side of a comparison; plain tensors of one number are numbers."""
+    if isinstance(x, SharedTensor):
+        return secret(x)
+    return x.item() if isinstance(x, Tensor) and x.ndim == 0 else x
 
-    def negative(payload: Tensor) -> Tensor:
-        return comparison.to_arithmetic(parties, comparison.negative(parties, payload))
 
-    return Secret(value.session, 0, payload=in_memory_order(negative, value.replicate()))
+def as_bools(mask: Mask) -> SharedTensor:
+    """A mask as a bool SharedTensor. 2 rounds, 8 B a party and element."""
+    return wrap(mask.arithmetic(), torch.bool)
 
 
 def lt(x: Operand, y: Operand) -> SharedTensor:
-    """lt.Tensor, lt.Scalar: x < y as a bool SharedTensor."""
-    session = session_of(x, y)
-    return wrap(is_negative(add_secrets(as_secret(x, session), as_secret(y, session), -1)), torch.bool)
+    """lt.Tensor, lt.Scalar: x < y as a bool SharedTensor. 10 rounds, 30.75 B a party and element; see ``below``."""
+    session_of(x, y)
+    known = _beyond_all(x, y, lambda a, b: a < b)
+    return as_bools(*below((as_side(x), as_side(y)))) if known is None else known
 
 
 def gt(x: Operand, y: Operand) -> SharedTensor:
@@ -47,18 +52,27 @@ def le(x: Operand, y: Operand) -> SharedTensor:
 
 
 def ne(x: Operand, y: Operand) -> SharedTensor:
-    """ne.Tensor, ne.Scalar: [x < y] + [y < x], both signs in one batch of comparisons."""
-    session = session_of(x, y)
-    difference = add_secrets(as_secret(x, session), as_secret(y, session), -1)
-    order = memory_order(difference.replicate())
-    payload = to_order(difference.terms, order)
-    both = is_negative(difference.like(torch.stack([payload, -payload], 1)))
-    return wrap(both.linear(lambda terms: from_order(terms[:, 0] + terms[:, 1], order)), torch.bool)
+    """ne.Tensor, ne.Scalar: [x < y] XOR [y < x], both in one batch of comparisons."""
+    session_of(x, y)
+    known = _beyond_all(x, y, lambda a, b: a != b)
+    if known is not None:
+        return known
+    a, b = as_side(x), as_side(y)
+    less, more = below((a, b), (b, a))
+    return as_bools(less ^ more)
 
 
 def eq(x: Operand, y: Operand) -> SharedTensor:
     """eq.Tensor, eq.Scalar"""
     return logical_not(ne(x, y))
+
+
+def _beyond_all(x: Operand, y: Operand, compare: Callable[[float, float], bool]) -> SharedTensor | None:
+    """The answer if one side is infinite, which no secret is."""
+    for held, other in ((x, y), (y, x)):
+        if isinstance(held, SharedTensor) and isinstance(other, float) and math.isinf(other):
+            return full_like(held, compare(*(0.0 if side is held else other for side in (x, y))), dtype=torch.bool)
+    return None
 
 
 def logical_not(x: SharedTensor) -> SharedTensor:
@@ -76,29 +90,21 @@ def bitwise_not(x: SharedTensor) -> SharedTensor:
 
 
 def relu(x: SharedTensor) -> SharedTensor:
-    """relu: [x > 0] * x, where [-x < 0] comes free. 10 rounds, 33.4 B a party and element.
+    """relu: [x > 0] * x. 10 rounds, 33.4 B a party and element.
 
-    The bits [x > 0], 1/64 of a share each, stay with the result for ``threshold_backward``.
+    The bits [x > 0], 1/64 of a share each, stay with x and with the result, for ``threshold_backward`` and others.
     """
     if x.dtype == torch.bool:
         raise UnsupportedOperation("relu: PyTorch has no relu of bools; convert with .float() first")
-    value, parties = secret(x), x.session.parties
-    order = memory_order(value.replicate())
-    payload = to_order(value.terms, order)
-    bits = comparison.negative(parties, -payload, operation="relu")
-    chosen = comparison.select(parties, bits, payload, "relu")
-    return wrap(value.like(from_order(chosen, order)).keep("chosen by", bits), x.dtype)
+    value = secret(x)
+    (positive,) = below((0, value), operation="relu")
+    return wrap(chosen((positive, value), operation="relu").keep(above_number(0), positive.bits), x.dtype)
 
 
 def threshold_backward(gradient: Tensor, result: Tensor, threshold: Number) -> SharedTensor:
-    """threshold_backward: gradient * [result > threshold].
-
-    Of a ReLU: 2 rounds, 10.7 B a party and element, by the bits that it kept. Else a comparison of its own.
-    """
+    """threshold_backward: gradient * [result > threshold]. 2 rounds, 10.7 B a party and element, by the bits kept."""
     session = session_of(gradient, result)
-    bits = secret(result).fact("chosen by") if isinstance(result, SharedTensor) else None
-    if bits is None or threshold != 0:
+    if not isinstance(result, SharedTensor):
         return wrap(secret(mul(gradient, torch.gt(result, threshold))), gradient.dtype)
-    value, order = as_secret(gradient, session), memory_order(secret(result).terms)
-    chosen = comparison.select(session.parties, bits, to_order(value.replicate(), order), "relu_backward")
-    return wrap(value.like(from_order(chosen, order)), gradient.dtype)
+    (mask,) = below((threshold, secret(result)))
+    return wrap(chosen((mask, as_secret(gradient, session)), operation="relu_backward"), gradient.dtype)
