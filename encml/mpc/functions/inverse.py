@@ -1,0 +1,275 @@
+"""Division, reciprocal, roots and logarithm over the whole range: range reduction, then one polynomial.
+
+With the exponent e of ``encml.mpc.functions.exponent`` every |x| = v 2^(e-1) with v in [1, 4]. Since 2^-e is a product
+of two table entries, z = v/2 - 5/4 in [-3/4, 3/4] is had exactly, and a polynomial of degree 8 (11 for log) in z gives
+1/v, 1/sqrt(v), sqrt(v) or log(v) within 2^-13 (2^-16 for 1/sqrt(v), 2^-18 for sqrt(v) and log(v)) of itself. What
+2^(e-1) makes of it is read from tables again. In ring units:
+
+    1/x = 2^(2f+1-e)/v     1/sqrt(x) = 2^((3f+1-e)/2)/sqrt(v)     sqrt(x) = 2^((f-1+e)/2) sqrt(v)
+    log(x) = log(v) + (e-1-f) log 2                               n/x = n 2^(f+1-e)/v
+
+Payloads are (S, *shape) at f fraction bits, inputs and results; nothing is revealed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from functools import cache, partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from encml.mpc.circuits import flipped
+from encml.mpc.comparison import SecretBits, negative, select
+from encml.mpc.functions.exponent import Exponents, Groups, Table, exponents
+from encml.mpc.functions.polynomial import Fit, Polynomial, constant, multiply
+from encml.mpc.lookup import lookup
+from encml.mpc.multiplication import and_bits, product
+from encml.mpc.parties import Parties
+from encml.mpc.truncation import MAX_SHIFT, truncate, truncate_rows
+from encml.ring.bits import from_plane, to_planes
+from encml.ring.fixed import RANGE_BITS
+
+
+def reciprocal(parties: Parties, payload: Tensor, fraction_bits: int) -> Tensor:
+    """1/x, of either sign. 27 rounds, 197 B a party and element.
+
+    Off by less than 2 ulp or 2^-13 of it. 1/0 is a positive number beyond 2^f, the reciprocal of the smallest number.
+    """
+    f, name, x = fraction_bits, "reciprocal", payload.reshape(len(payload), -1)
+    e = exponents(parties, x, f, name, signed=True)
+    size = e.groups.size
+    more = -(2 * f + 2) % size  # more digits, so that the groups end where results end to matter
+    digits = max(12, min(20, 56 - 2 * f - more))
+
+    def scale(h: int) -> int:
+        exponent = 2 * f + 2 + more - size * (h + 1)
+        return 2 ** min(exponent, 60 - digits - size) if exponent >= 0 else 0
+
+    lift, scales, place = e.read(parties, [_lift(e), e.by_group(scale, odd=True), _place(e)], name)
+    lifts, scales = _products(parties, [(lift, place), (scales, place)], name)
+    y = _polynomial(parties, x, lifts, e, "1/v", digits, name)
+    return multiply(parties, y, scales, digits + more, name).view(payload.shape)
+
+
+def rsqrt(parties: Parties, payload: Tensor, fraction_bits: int) -> Tensor:
+    """1/sqrt(x) for x > 0. 27 rounds, 172 B a party and element.
+
+    Off by less than 2 ulp or 2^-13 of it (f <= 20). x = 0 gives a number beyond 2^(f/2), the root of the smallest
+    number's reciprocal; x < 0 gives 0.
+    """
+    f, name, x = fraction_bits, "rsqrt", payload.reshape(len(payload), -1)
+    e = exponents(parties, x, f, name, signed=False)
+    size, count = e.groups.size, e.groups.count
+    room = 59 - (3 * f + 2) // 2
+    digits = min(16, room // 2)
+    table_bits = room - digits
+    tables = [
+        _lift(e),
+        _place(e),
+        e.by_group(lambda h: 2 ** (size * (count - 1 - h) // 2)),
+        e.by_place(lambda place: _power(table_bits + (3 * f + 1 - size * (count - 1) - place) / 2)),
+    ]
+    lift, place, group_root, place_root = e.read(parties, tables, name)
+    lifts, scales = _products(parties, [(lift, place), (group_root, place_root)], name)
+    y = _polynomial(parties, x, lifts, e, "1/sqrt(v)", digits, name)
+    return multiply(parties, y, scales, digits + table_bits, name).view(payload.shape)
+
+
+def sqrt(parties: Parties, payload: Tensor, fraction_bits: int) -> Tensor:
+    """sqrt(x) for x >= 0; 0 for x < 0. 27 rounds, 172 B a party and element.
+
+    Off by less than 2 ulp or 2^-13 of it; sqrt(0) = 0 exactly.
+    """
+    f, name, x = fraction_bits, "sqrt", payload.reshape(len(payload), -1)
+    e = exponents(parties, x, f, name, signed=False, zero=False)
+    size, digits, table_bits = e.groups.size, 15, 14
+    tables = [
+        _lift(e),
+        _place(e),
+        e.by_group(lambda h: 2 ** (size * h // 2)),
+        e.by_place(lambda place: _power(table_bits + (f - 1 + place) / 2)),
+    ]
+    lift, place, group_root, place_root = e.read(parties, tables, name)
+    lifts, scales = _products(parties, [(lift, place), (group_root, place_root)], name)
+    y = _polynomial(parties, x, lifts, e, "sqrt(v)", digits, name)
+    return multiply(parties, y, scales, digits + table_bits, name).view(payload.shape)
+
+
+def log(parties: Parties, payload: Tensor, fraction_bits: int) -> Tensor:
+    """The natural logarithm of x > 0. 27 rounds, 158 B a party and element.
+
+    Off by less than 2 ulp or 2^-13 of it. x <= 0 gives what is below the smallest number's logarithm, -f log 2, by 2 to
+    3.
+    """
+    f, name, x = fraction_bits, "log", payload.reshape(len(payload), -1)
+    e = exponents(parties, x, f, name, signed=False)
+    size, scale = e.groups.size, min(56, f + MAX_SHIFT)
+    unit = math.ldexp(math.log(2), scale)
+    logs = e.by_group(lambda h: round(size * h * unit)) + e.by_place(lambda place: round(place * unit))
+    lift, place, added = e.read(parties, [_lift(e), _place(e), logs], name)
+    (lifts,) = _products(parties, [(lift, place)], name)
+    fit = _fit("log(v)", 11, 20, scale)
+    rows = fit.rows(parties, _normal(parties, x, lifts, e, 20, name), name)
+    rows = rows + (added + constant(parties, x, -round((f + 1) * unit)))[: parties.here]
+    return truncate_rows(parties, rows, scale - f, name).view(payload.shape)
+
+
+def divide(parties: Parties, numerator: Tensor, divisor: Tensor, fraction_bits: int) -> Tensor:
+    """n/x of two payloads, of any signs; x broadcasts to n's shape. 27 rounds, 300 B a party and element.
+
+    Off by less than 2 ulp or 2^-12 of it (f >= 12). Quotients beyond 2^(62-2f), and n/0, become plus or minus
+    2^(62-2f), from 3/4 of that on: n is compared with x first, so that nothing wraps around. Of a divisor that
+    broadcasts only the comparison and the products with n are paid for every element of n, some 100 B.
+    """
+    f, name, shape = fraction_bits, "divide", numerator.shape
+    x = divisor.reshape(len(divisor), -1)
+    wide = divisor.reshape(len(divisor), *(1,) * (numerator.ndim - divisor.ndim), *divisor.shape[1:]).shape
+
+    def spread(payload: Tensor) -> Tensor:
+        expanded: Tensor = payload.view(wide).expand(-1, *shape[1:])
+        return expanded
+
+    def scales() -> tuple[Exponents, list[Tensor]]:
+        e = exponents(parties, x, f, name, signed=True)
+        size, ends = e.groups.size, _branches(f, e.groups)
+        tables = [
+            e.by_group(partial(_shift_in, after=after, end=end, size=size), odd=True)
+            for after, end in itertools.pairwise((-1, *ends))
+        ]
+        *parts, place = e.read(parties, [*tables, _place(e)], name)
+        return e, _products(parties, [(part, place) for part in parts], name)
+
+    e: Exponents
+    (e, parts), (bounded, below, above) = parties.together(
+        scales, lambda: _bounded(parties, numerator, spread(x), f, name)
+    )
+    ends = _branches(f, e.groups)
+    lifts = torch.zeros_like(x)
+    for part, end in zip(parts, ends, strict=True):
+        lifts += part << (e.groups.top - end)
+
+    def sign() -> Tensor:
+        if x[0].numel() == shape[1:].numel():
+            return e.sign
+        bits = torch.stack([from_plane(plane, x[0].numel()) for plane in e.sign])
+        return torch.stack([to_planes(row.flatten(), 1)[0] for row in spread(bits)])
+
+    def scaled() -> Tensor:
+        # n 2^(f+1-e), which in its branch fits into the ring; rounded only where the divisor is beyond 1.
+        jobs = [
+            partial(multiply, parties, bounded, spread(part), end - f - 1, name)
+            for part, end in zip(parts, ends, strict=True)
+        ]
+        total = torch.zeros_like(numerator)
+        for term in parties.together(*jobs):
+            total += term
+        return total
+
+    y, n, limit = parties.together(
+        lambda: _polynomial(parties, x, lifts, e, "1/v", f, name),
+        scaled,
+        lambda: _limit(parties, below, above, sign(), shape[1:].numel(), f, name),
+    )
+    rows = product(parties, torch.mul, spread(y), n)
+    rows += limit.view(shape)[: parties.here] << f
+    return truncate_rows(parties, rows, f, name)
+
+
+def _shift_in(h: int, after: int, end: int, size: int) -> int:
+    """2^(end + 1 - s (h + 1)) for a group of exponents beyond ``after`` and up to ``end``, else 0."""
+    return 2 ** (end + 1 - size * (h + 1)) if after < size * h <= end else 0
+
+
+def _branches(f: int, groups: Groups) -> list[int]:
+    """The last exponents of ranges within which n 2^(end - e) fits into the ring, where the quotient of n does."""
+    ends = [min(2 * f // groups.size * groups.size - 1, groups.top)]
+    while ends[-1] < groups.top:
+        ends.append(min((ends[-1] + 1 + f) // groups.size * groups.size - 1, groups.top))
+    return ends
+
+
+_FACTOR = 6
+"""Quotients count as too large from 6/8 of the range (less for f < 6), for a comparison with 6 |x| takes few bits."""
+
+
+def _bounded(parties: Parties, n: Tensor, x: Tensor, f: int, name: str) -> tuple[Tensor, Tensor, Tensor]:
+    """n where |n/x| is within the range, else 0; and the planes of [n - K x < 0] and [n + K x < 0].
+
+    |n| < K |x| if and only if the two differ. 12 rounds.
+    """
+    shift = min(RANGE_BITS - 2 * f - 3, MAX_SHIFT)
+    difference = _FACTOR * x
+    short = truncate(parties, n, shift, name)
+    bits = RANGE_BITS - f + _FACTOR.bit_length() + 1
+    below, above = (
+        signs.plane
+        for signs in parties.together(
+            lambda: negative(parties, short - difference, bits, name),
+            lambda: negative(parties, short + difference, bits, name),
+        )
+    )
+    chosen = select(parties, SecretBits(below ^ above, tuple(n.shape[1:])), n, name)
+    return chosen, below, above
+
+
+def _limit(parties: Parties, below: Tensor, above: Tensor, sign: Tensor, n: int, f: int, name: str) -> Tensor:
+    """The range's end where ``below`` equals ``above``, negative if they differ from ``sign``; else 0. 3 rounds."""
+    limit = 2 ** (RANGE_BITS - f) - 2
+    either = flipped(parties, below ^ above)
+    minus = and_bits(parties, either, below ^ sign, name)
+    planes = torch.stack([minus, either ^ minus], 1)
+    (payload,) = lookup(parties, planes, n, [[-limit, limit]], name)
+    return payload
+
+
+def _lift(e: Exponents) -> Table:
+    """Together with ``_place``: 2^(top - e), by which |x| is brought to v 2^(top-1)."""
+    groups = e.groups
+    return e.by_group(lambda h: 2 ** (groups.size * (groups.count - 1 - h)), odd=True)
+
+
+def _place(e: Exponents) -> Table:
+    return e.by_place(lambda place: 2 ** (e.groups.size - 1 - place))
+
+
+def _power(exponent: float) -> int:
+    return round(2**exponent)
+
+
+def _products(parties: Parties, pairs: list[tuple[Tensor, Tensor]], name: str) -> list[Tensor]:
+    """Exact products of payloads (S, n). 1 round, 8 B each."""
+    left, right = (torch.stack(side, 1) for side in zip(*pairs, strict=True))
+    return list(parties.reshare(product(parties, torch.mul, left, right), name).unbind(1))
+
+
+def _normal(parties: Parties, x: Tensor, lifts: Tensor, e: Exponents, bits: int, name: str) -> Tensor:
+    """z = v/2 - 5/4 at ``bits`` fraction bits. 3 rounds."""
+    half = multiply(parties, x, lifts, e.groups.top - bits, name)
+    return half - constant(parties, x, 5 << (bits - 2))
+
+
+def _polynomial(
+    parties: Parties, x: Tensor, lifts: Tensor, e: Exponents, function: str, digits: int, name: str
+) -> Tensor:
+    """The function of v as a payload (S, n) at ``digits`` fraction bits. 12 rounds."""
+    scale = digits + 32  # the most that a truncation takes for 4 bytes less than for more
+    bits = (scale - 12) // 2
+    z = _normal(parties, x, lifts, e, bits, name)
+    return truncate_rows(parties, _fit(function, 8, bits, scale).rows(parties, z, name), scale - digits, name)
+
+
+_OF_V: Mapping[str, Fit] = {
+    "1/v": lambda v: 1 / v,
+    "1/sqrt(v)": lambda v: 1 / np.sqrt(v),
+    "sqrt(v)": np.sqrt,
+    "log(v)": np.log,
+}
+
+
+@cache
+def _fit(function: str, degree: int, bits: int, scale: int) -> Polynomial:
+    return Polynomial.fit(lambda z: _OF_V[function](2 * z + 2.5), 0.75, degree, bits, scale)
