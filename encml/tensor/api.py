@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import copyreg
 from typing import TypeVar, overload
 
 import torch
@@ -13,6 +14,7 @@ from encml.mpc.session import Session, current_session
 from encml.mpc.sharing import share_from
 from encml.tensor.functions import FUNCTIONS
 from encml.tensor.public import term
+from encml.tensor.saving import rebuild, reduce
 from encml.tensor.secret import Secret
 from encml.tensor.shared import SharedTensor
 from encml.tensor.table import HANDLERS
@@ -21,6 +23,8 @@ Module = TypeVar("Module", bound=nn.Module)
 
 SharedTensor.handlers.update(HANDLERS)
 SharedTensor.functions.update(FUNCTIONS)
+copyreg.pickle(SharedTensor, reduce)
+torch.serialization.add_safe_globals([rebuild])
 
 
 @overload

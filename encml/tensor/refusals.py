@@ -62,6 +62,14 @@ def refuse_truth(*_: object) -> NoReturn:
     raise SecretError(f"the truth of a secret cannot steer plain Python code; {ADVICE}")
 
 
+def refuse_pickling(*_: object) -> NoReturn:
+    """Stands for whatever would send a secret to another process."""
+    raise SecretError(
+        "a SharedTensor is not pickled or sent to another process, for its shares belong to different parties; "
+        "torch.save() writes those of this party to a file"
+    )
+
+
 def unsupported(func: Any, known: Iterable[Any]) -> Exception:
     """The error for an aten operator without a handler, with advice or else the nearest of the ``known`` operators."""
     name = str(func).removeprefix("aten.")

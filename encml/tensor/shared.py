@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from encml.errors import SecretError, UnsupportedOperation
 from encml.mpc.session import Session
 from encml.mpc.sharing import open_to, open_to_all
 from encml.ring.fixed import decode
-from encml.tensor.refusals import refuse_truth, refuse_values, unsupported
+from encml.tensor.refusals import refuse_pickling, refuse_truth, refuse_values, unsupported
 from encml.tensor.secret import Secret
 
 
@@ -118,12 +118,10 @@ class SharedTensor(torch.Tensor):
     __bool__ = refuse_truth
     __float__ = __int__ = __index__ = __complex__ = item = tolist = numpy = __array__ = refuse_values
     __contains__ = __dlpack__ = __dlpack_device__ = refuse_values
+    __reduce_ex__ = refuse_pickling  # torch.save goes by encml.tensor.saving
 
     def __format__(self, spec: str) -> str:
         return repr(self)
-
-    def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise SecretError("a SharedTensor is not pickled: its shares belong to different parties, who store them apart")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SharedTensor:
         if id(self) in memo:
