@@ -12,7 +12,7 @@ if _typing.TYPE_CHECKING:
     from encml.tensor import SharedTensor, reveal, share
 else:
     _HOMES = {
-        "Session": "encml.mpc.session",
+        "Session": "encml.tensor.api",
         "SharedTensor": "encml.tensor",
         "UnsupportedOperation": "encml.errors",
         "reveal": "encml.tensor",
