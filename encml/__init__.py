@@ -3,18 +3,31 @@
 import importlib as _importlib
 import typing as _typing
 
-__all__ = ["Session", "SharedTensor", "UnsupportedOperation", "reveal", "share"]
+__all__ = [
+    "CheckError",
+    "Session",
+    "SharedTensor",
+    "UnsupportedOperation",
+    "check",
+    "profile",
+    "reveal",
+    "share",
+]
 __version__ = "0.1.0"
 
 if _typing.TYPE_CHECKING:
-    from encml.errors import UnsupportedOperation
+    from encml.errors import CheckError, UnsupportedOperation
+    from encml.inspect import check, profile
     from encml.mpc.session import Session
     from encml.tensor import SharedTensor, reveal, share
 else:
     _HOMES = {
+        "CheckError": "encml.errors",
         "Session": "encml.tensor.api",
         "SharedTensor": "encml.tensor",
         "UnsupportedOperation": "encml.errors",
+        "check": "encml.inspect",
+        "profile": "encml.inspect",
         "reveal": "encml.tensor",
         "share": "encml.tensor",
     }

@@ -31,6 +31,10 @@ class SecretError(EncmlError, TypeError):
     """Something would have turned a secret into a plain value (bool, float, numpy, print of values, ...)."""
 
 
+class CheckError(EncmlError, ArithmeticError):
+    """``encml.check`` found an operation whose result left its range or exceeded its error bound."""
+
+
 class ProtocolError(EncmlError, RuntimeError):
     """Parties drifted apart or a message is malformed: stop instead of computing garbage."""
 

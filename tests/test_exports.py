@@ -11,7 +11,7 @@ import pytest
 
 import encml
 
-PUBLIC = {"Session", "SharedTensor", "UnsupportedOperation", "share"}
+PUBLIC = {"CheckError", "Session", "SharedTensor", "UnsupportedOperation", "check", "profile", "share"}
 """Names that others rely on."""
 
 # __main__ runs the command when it is imported.

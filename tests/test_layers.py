@@ -18,6 +18,7 @@ FLOORS = (
     ("net",),
     ("mpc",),
     ("tensor",),
+    ("inspect",),
     ("privacy",),
     ("federated",),
     ("serving",),

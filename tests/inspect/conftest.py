@@ -1,0 +1,20 @@
+"""Every test has an in-process session of its own; helpers of the protocol tests are importable here."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from encml import Session
+
+sys.path.append(str(Path(__file__).parents[1] / "mpc"))
+
+
+@pytest.fixture(autouse=True)
+def session() -> Iterator[Session]:
+    """The current session of the test, with reproducible masks."""
+    with Session(seed=11) as current:
+        yield current
