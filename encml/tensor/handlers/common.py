@@ -77,6 +77,11 @@ def as_secret(x: Operand, session: Session) -> Secret:
     return secret(x) if isinstance(x, SharedTensor) else Secret.of_public(session, x)
 
 
+def as_number(value: Number, dtype: torch.dtype) -> Number:
+    """A Python number as a tensor of ``dtype`` would hold it: what is put into integers loses its fraction."""
+    return value if dtype.is_floating_point else bool(value) if dtype == torch.bool else int(value)
+
+
 def axis(x: Tensor, dim: int, new: int = 0) -> int:
     """Dimension ``dim`` of x, negative ones from the end, as the dimension of its payload, behind the leading axis.
 

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from encml.errors import SecretError, UnsupportedOperation
+from encml.errors import UnsupportedOperation
 from encml.ring.layout import stack
 from encml.tensor.handlers.arithmetic import scale
-from encml.tensor.handlers.common import as_secret, result_dtype, session_of, supported_dtype, wrap, write
+from encml.tensor.handlers.common import as_number, as_secret, result_dtype, session_of, supported_dtype, wrap, write
+from encml.tensor.handlers.linear import sum_dims
 from encml.tensor.public import Number
-from encml.tensor.secret import Secret
+from encml.tensor.secret import Secret, settle_all
 from encml.tensor.shared import SharedTensor, secret
 
 
@@ -21,7 +22,7 @@ def each_term(op: Callable[..., Tensor]) -> Callable[..., SharedTensor]:
     """The handler of a linear operator of one tensor: ``op`` on every term, public arguments as they are."""
 
     def handler(x: Tensor, *args: Any, **kwargs: Any) -> SharedTensor:
-        _public_indices(args)
+        must_be_public(args)
         return wrap(secret(x).linear(lambda terms: stack([op(term, *args, **kwargs) for term in terms])), x.dtype)
 
     return handler
@@ -33,20 +34,63 @@ def cumsum(x: SharedTensor, dim: int, *, dtype: torch.dtype | None = None) -> Sh
     return wrap(secret(x).linear(lambda terms: stack([term.cumsum(dim) for term in terms])), target)
 
 
-def join(op: Callable[..., Tensor]) -> Callable[..., SharedTensor]:
-    """The handler of cat and stack: all tensors at common fraction bits; pending if all are."""
+def nansum(
+    x: SharedTensor, dims: Sequence[int] | None = None, keepdim: bool = False, *, dtype: torch.dtype | None = None
+) -> SharedTensor:
+    """nansum: a sum, for fixed point has no NaN."""
+    return sum_dims(x, dims, keepdim, dtype=dtype)
 
-    def handler(tensors: Sequence[Tensor], dim: int = 0) -> SharedTensor:
+
+def join(op: Callable[..., Tensor]) -> Callable[..., SharedTensor]:
+    """The handler of cat, stack and their kin: all tensors at common fraction bits; pending if all are."""
+
+    def handler(tensors: Sequence[Tensor], *args: Any) -> SharedTensor:
         session = session_of(*tensors)
         held = [as_secret(x, session) for x in tensors]
         if not (held[0].pending and len({(s.pending, s.fraction_bits) for s in held}) == 1):
-            held = [s.settle() for s in held]
+            settle_all(*held)
         bits = max(s.fraction_bits for s in held)
         terms = [s.at_bits(bits) for s in held]
-        joined = stack([op([t[i] for t in terms], dim) for i in range(len(terms[0]))])
+        joined = stack([op([t[i] for t in terms], *args) for i in range(len(terms[0]))])
         return wrap(Secret(session, bits, **{"rows" if held[0].pending else "payload": joined}), result_dtype(*tensors))
 
     return handler
+
+
+def moved(op: Callable[..., Tensor], *places: int) -> Callable[..., SharedTensor]:
+    """The handler of an operator that puts elements of several tensors together by public indices or masks.
+
+    places: which positional arguments hold those elements: tensors, or numbers, of the first one's dtype. No
+    communication, but for settling.
+    """
+
+    def handler(*args: Any, **kwargs: Any) -> SharedTensor:
+        must_be_public([x for i, x in enumerate(args) if i not in places])
+        first = args[places[0]]
+        known = {i: args[i] if isinstance(args[i], Tensor) else as_number(args[i], first.dtype) for i in places}
+        session = session_of(*known.values())
+        held = {i: as_secret(x, session) for i, x in known.items()}
+        settle_all(*held.values())
+        bits = max(s.fraction_bits for s in held.values())
+        terms = {i: s.at_bits(bits) for i, s in held.items()}
+
+        def part(number: int) -> Tensor:
+            share = {i: t[number] if isinstance(args[i], Tensor) else int(t[number]) for i, t in terms.items()}
+            return op(*(share.get(i, x) for i, x in enumerate(args)), **kwargs)
+
+        return wrap(
+            Secret(session, bits, payload=stack([part(k) for k in range(session.parties.shares_here)])), first.dtype
+        )
+
+    return handler
+
+
+def must_be_public(arguments: Sequence[Any]) -> None:
+    """Raises UnsupportedOperation for a SharedTensor among the arguments, or in a list of them."""
+    for argument in arguments:
+        for x in argument if isinstance(argument, list | tuple) else (argument,):
+            if isinstance(x, SharedTensor):
+                raise UnsupportedOperation("indexing by a secret has no secret-shared version yet; use a public index")
 
 
 def clone(x: SharedTensor, *, memory_format: torch.memory_format | None = None) -> SharedTensor:
@@ -70,6 +114,11 @@ def to_copy(
     return wrap(secret(x).linear(lambda terms: stack([term.clone(memory_format=kept) for term in terms])), target)
 
 
+def number(x: SharedTensor, *_: object) -> SharedTensor:
+    """nan_to_num: a copy, for fixed point has neither NaN nor infinity."""
+    return to_copy(x)
+
+
 def copy_(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
     """copy_, also of plain values into a SharedTensor."""
     return write(target, as_secret(source, session_of(target, source)), source.dtype)
@@ -85,62 +134,27 @@ def zero_(target: SharedTensor) -> Tensor:
     return write(target, as_secret(0, target.session), target.dtype)
 
 
-def pad(x: SharedTensor, sizes: Sequence[int], value: float = 0) -> SharedTensor:
-    """constant_pad_nd with zeros; negative sizes crop."""
-    if value != 0:
-        raise UnsupportedOperation(f"constant_pad_nd: padding a secret with {value}; supported is padding with 0")
-    return wrap(secret(x).linear(lambda terms: torch.ops.aten.constant_pad_nd(terms, list(sizes))), x.dtype)
+def pad(x: SharedTensor, sizes: Sequence[int], value: Number = 0) -> SharedTensor:
+    """constant_pad_nd; negative sizes crop. Settles, unless padding with 0."""
+    op = torch.ops.aten.constant_pad_nd.default
+    return moved(op, 0, 2)(x, list(sizes), value) if value else each_term(op)(x, list(sizes))
 
 
 def index(x: Tensor, indices: Sequence[Tensor | None]) -> SharedTensor:
     """index.Tensor with public indices."""
-    _public_indices(indices)
-    aten_index = torch.ops.aten.index.Tensor
-    return wrap(secret(x).linear(lambda terms: stack([aten_index(term, indices) for term in terms])), x.dtype)
+    return each_term(torch.ops.aten.index.Tensor)(x, indices)
 
 
-def index_put_(
+def index_put(
     x: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False, unsafe: bool = False
-) -> Tensor:
-    """index_put_ and _index_put_impl_ with public indices."""
-    return write(x, secret(index_put(x, indices, values, accumulate)), x.dtype)
+) -> SharedTensor:
+    """index_put, and what _index_put_impl_ writes, with public indices."""
+    return moved(torch.ops.aten.index_put.default, 0, 2)(x, indices, values, accumulate)
 
 
-def index_put(x: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False) -> SharedTensor:
-    """index_put with public indices."""
-    _public_indices(indices)
-    _same_dtype("index_put", x, values)
-    if not isinstance(x, SharedTensor):
-        raise SecretError("a secret cannot be put into a plain tensor; share that tensor first")
-    put = torch.ops.aten.index_put.default
-    return _pairwise(lambda a, b: put(a, indices, b, accumulate), x, as_secret(values, session_of(x, values)))
-
-
-def fused_add(op: Callable[..., Tensor]) -> Callable[..., SharedTensor]:
-    """The handler of index_add and scatter_add: ``op(x, dim, public index, source)``, linear in x and source."""
-
-    def handler(x: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: Number = 1) -> SharedTensor:
-        _public_indices([index])
-        _same_dtype("index_add", x, source)
-        added = as_secret(source, session_of(x, source))
-        return _pairwise(lambda a, b: op(a, dim, index, b), x, added if alpha == 1 else scale(added, alpha))
-
-    return handler
-
-
-def _pairwise(f: Callable[[Tensor, Tensor], Tensor], x: Tensor, source: Secret) -> SharedTensor:
-    """f of the terms of x and source, both settled and at common fraction bits."""
-    target, source = as_secret(x, source.session).settle(), source.settle()
-    bits = max(target.fraction_bits, source.fraction_bits)
-    pairs = zip(target.at_bits(bits), source.at_bits(bits), strict=True)
-    return wrap(Secret(source.session, bits, payload=stack([f(a, b) for a, b in pairs])), x.dtype)
-
-
-def _public_indices(arguments: Sequence[Any]) -> None:
-    if any(isinstance(argument, SharedTensor) for argument in arguments):
-        raise UnsupportedOperation("indexing by a secret has no secret-shared version yet; use a public index")
-
-
-def _same_dtype(name: str, x: Tensor, y: Tensor) -> None:
-    if x.dtype != y.dtype:
-        raise UnsupportedOperation(f"{name}: found dtypes {x.dtype} and {y.dtype}, expected the same")
+def index_add(x: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: Number = 1) -> SharedTensor:
+    """index_add with a public index."""
+    if alpha != 1:
+        session = session_of(x, source)
+        source = wrap(scale(as_secret(source, session), alpha), source.dtype)
+    return moved(torch.ops.aten.index_add.default, 0, 3)(x, dim, index, source)

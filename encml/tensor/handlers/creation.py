@@ -9,7 +9,7 @@ from torch import Tensor
 
 from encml.mpc.sharing import public
 from encml.ring.layout import stack
-from encml.tensor.handlers.common import wrap
+from encml.tensor.handlers.common import as_number, as_secret, session_of, wrap
 from encml.tensor.public import Number, term
 from encml.tensor.secret import Secret
 from encml.tensor.shared import SharedTensor, secret
@@ -18,6 +18,14 @@ from encml.tensor.shared import SharedTensor, secret
 def full_like(x: SharedTensor, value: Number, *, dtype: torch.dtype | None = None, **_: object) -> SharedTensor:
     """full_like"""
     return _constant(x, secret(x).terms[0], value, dtype)
+
+
+def fill(x: SharedTensor, value: Tensor | Number) -> SharedTensor:
+    """fill.Scalar, fill.Tensor: a tensor like x with one value everywhere."""
+    if not isinstance(value, Tensor):
+        return full_like(x, value)
+    session = session_of(x, value)
+    return wrap(as_secret(value, session).view(lambda p: p.expand(-1, *x.shape)).linear(torch.clone), x.dtype)
 
 
 def new_full(
@@ -47,7 +55,6 @@ def new_empty_strided(
 
 def _constant(x: SharedTensor, layout: Tensor, value: Number, dtype: torch.dtype | None) -> SharedTensor:
     dtype, session = dtype or x.dtype, x.session
-    known = value if dtype.is_floating_point else bool(value) if dtype == torch.bool else int(value)
-    integer, bits = term(known, session.fraction_bits)
+    integer, bits = term(as_number(value, dtype), session.fraction_bits)
     shares = [torch.full_like(layout, int(share)) for share in public(session.parties, integer)]
     return wrap(Secret(session, bits, payload=stack(shares)), dtype)

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from encml.tensor.handlers.common import axis, wrap
+from encml.errors import UnsupportedOperation
+from encml.tensor.handlers.common import as_secret, axis, session_of, wrap, write
 from encml.tensor.shared import SharedTensor, secret
 
 
@@ -77,6 +78,11 @@ def slice_(
     return _viewed(x, lambda p: p[(slice(None),) * place + (slice(start, end, step),)])
 
 
+def narrow(x: SharedTensor, dim: int, start: int, length: int) -> SharedTensor:
+    """narrow, for narrow_copy"""
+    return slice_(x, dim, start, start + length if start + length else None)
+
+
 def split(x: SharedTensor, size: int | Sequence[int], dim: int = 0) -> list[SharedTensor]:
     """split.Tensor, split_with_sizes"""
     place = axis(x, dim)
@@ -102,8 +108,61 @@ def diagonal(x: SharedTensor, offset: int = 0, dim1: int = 0, dim2: int = 1) -> 
 
 def unfold(x: SharedTensor, dimension: int, size: int, step: int) -> SharedTensor:
     """unfold"""
+    if not x.ndim:
+        return _viewed(x, lambda p: p.unsqueeze(1)[:, :size])
     place = axis(x, dimension)
     return _viewed(x, lambda p: p.unfold(place, size, step))
+
+
+def as_strided(
+    x: SharedTensor, size: Sequence[int], stride: Sequence[int], storage_offset: int | None = None
+) -> SharedTensor:
+    """as_strided: every share is looked at with these strides, from where the memory of all that x views begins.
+
+    Raises UnsupportedOperation for a secret whose shares are not laid out as PyTorch would lay out their values.
+    """
+    held = secret(x)
+    if held.terms.stride()[1:] != x.stride():
+        raise UnsupportedOperation(
+            f"as_strided: strides {x.stride()} are not those of the shares, {held.terms.stride()[1:]}; clone() it first"
+        )
+    # PyTorch counts from where all the memory begins; the views in between have their share of that.
+    skipped = held.terms.storage_offset() - held.whole.storage_offset()
+    further = 0 if storage_offset is None else storage_offset - skipped
+
+    def look(p: Tensor) -> Tensor:
+        return p.as_strided((p.shape[0], *size), (p.stride(0), *stride), p.storage_offset() + further)
+
+    return _viewed(x, look)
+
+
+def copied(view: Callable[..., Any]) -> Callable[..., Any]:
+    """The handler of the form of a view that gives a copy (transpose_copy and its kin)."""
+
+    def handler(x: SharedTensor, *args: Any, **kwargs: Any) -> Any:
+        found = view(x, *args, **kwargs)
+        return [_copy(part) for part in found] if isinstance(found, list) else _copy(found)
+
+    return handler
+
+
+def written(view: Callable[..., SharedTensor]) -> Callable[..., SharedTensor]:
+    """The handler of the form of a view that gives a copy of x with ``source`` where the view is (select_scatter, ...).
+
+    Settles both.
+    """
+
+    def handler(x: Tensor, source: Tensor, *args: Any, **kwargs: Any) -> SharedTensor:
+        session = session_of(x, source)
+        whole = _copy(wrap(as_secret(x, session).settle(), x.dtype))
+        write(view(whole, *args, **kwargs), as_secret(source, session), source.dtype)
+        return whole
+
+    return handler
+
+
+def _copy(x: SharedTensor) -> SharedTensor:
+    return wrap(secret(x).linear(lambda p: p.clone(memory_format=torch.contiguous_format)), x.dtype)
 
 
 def _resolve(size: Sequence[int], numel: int) -> list[int]:

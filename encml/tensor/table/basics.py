@@ -1,4 +1,4 @@
-"""Views, copies, arithmetic, sums, products, comparisons, writes in place; and what would show a value."""
+"""Arithmetic, sums, products, comparisons, writes in place; and what would show a value."""
 
 from __future__ import annotations
 
@@ -7,62 +7,13 @@ from typing import Any
 
 import torch
 
-from encml.tensor.handlers import arithmetic, compare, copies, creation, linear, losses, views
+from encml.tensor.handlers import algebra, arithmetic, compare, copies, creation, linear, logic, losses
 from encml.tensor.handlers.common import in_place
 from encml.tensor.refusals import refuse_values
 
 aten = torch.ops.aten
 
 HANDLERS: dict[Any, Callable[..., Any]] = {
-    # Views
-    aten.detach.default: views.same,
-    aten.alias.default: views.same,
-    aten.view.default: views.view,
-    aten._unsafe_view.default: views.view,
-    aten.t.default: views.t,
-    aten.transpose.int: views.transpose,
-    aten.permute.default: views.permute,
-    aten.expand.default: views.expand,
-    aten.unsqueeze.default: views.unsqueeze,
-    aten.squeeze.default: views.squeeze,
-    aten.squeeze.dim: views.squeeze,
-    aten.squeeze.dims: views.squeeze,
-    aten.select.int: views.select,
-    aten.slice.Tensor: views.slice_,
-    aten.split.Tensor: views.split,
-    aten.split_with_sizes.default: views.split,
-    aten.unbind.int: views.unbind,
-    aten.diagonal.default: views.diagonal,
-    aten.unfold.default: views.unfold,
-    aten.squeeze_.default: views.in_place(views.squeeze, aten.squeeze_.default),
-    aten.squeeze_.dim: views.in_place(views.squeeze, aten.squeeze_.dim),
-    aten.squeeze_.dims: views.in_place(views.squeeze, aten.squeeze_.dims),
-    aten.unsqueeze_.default: views.in_place(views.unsqueeze, aten.unsqueeze_.default),
-    aten.t_.default: views.in_place(views.t, aten.t_.default),
-    aten.transpose_.default: views.in_place(views.transpose, aten.transpose_.default),
-    # Copies and linear rearrangements
-    aten.clone.default: copies.clone,
-    aten._to_copy.default: copies.to_copy,
-    aten.cat.default: copies.join(torch.cat),
-    aten.stack.default: copies.join(torch.stack),
-    aten.flip.default: copies.each_term(aten.flip.default),
-    aten.roll.default: copies.each_term(aten.roll.default),
-    aten.repeat.default: copies.each_term(aten.repeat.default),
-    aten.cumsum.default: copies.cumsum,
-    aten.tril.default: copies.each_term(aten.tril.default),
-    aten.triu.default: copies.each_term(aten.triu.default),
-    aten.constant_pad_nd.default: copies.pad,
-    aten.index.Tensor: copies.index,
-    aten.index_select.default: copies.each_term(aten.index_select.default),
-    aten.gather.default: copies.each_term(aten.gather.default),
-    aten.index_add.default: copies.fused_add(aten.index_add.default),
-    aten.scatter_add.default: copies.fused_add(aten.scatter_add.default),
-    aten.index_put.default: copies.index_put,
-    # Adjoints of views
-    aten.select_backward.default: copies.each_term(aten.select_backward.default),
-    aten.slice_backward.default: copies.each_term(aten.slice_backward.default),
-    aten.diagonal_backward.default: copies.each_term(aten.diagonal_backward.default),
-    aten.unfold_backward.default: copies.each_term(aten.unfold_backward.default),
     # Public values as secrets
     aten.zeros_like.default: creation.like(0),
     aten.empty_like.default: creation.like(0),
@@ -71,6 +22,8 @@ HANDLERS: dict[Any, Callable[..., Any]] = {
     aten.new_zeros.default: creation.new(0),
     aten.new_empty.default: creation.new(0),
     aten.new_ones.default: creation.new(1),
+    aten.fill.Scalar: creation.fill,
+    aten.fill.Tensor: creation.fill,
     aten.new_full.default: creation.new_full,
     aten.new_empty_strided.default: creation.new_empty_strided,
     # Arithmetic
@@ -87,6 +40,8 @@ HANDLERS: dict[Any, Callable[..., Any]] = {
     aten.div.Scalar: arithmetic.div,
     aten.div.Tensor_mode: arithmetic.div,
     aten.pow.Tensor_Scalar: arithmetic.power,
+    aten.deg2rad.default: logic.times(torch.pi / 180),
+    aten.rad2deg.default: logic.times(180 / torch.pi),
     # Reductions
     aten.sum.default: linear.sum_all,
     aten.sum.dim_IntList: linear.sum_dims,
@@ -97,13 +52,19 @@ HANDLERS: dict[Any, Callable[..., Any]] = {
     aten.bmm.default: linear.matmul,
     aten.mv.default: linear.matmul,
     aten.dot.default: linear.matmul,
-    aten.addmm.default: linear.addmm,
-    aten.addmv.default: linear.addmm,
-    aten.baddbmm.default: linear.addmm,
-    aten.convolution.default: linear.convolution,
-    aten.convolution_backward.default: linear.convolution_backward,
-    aten.avg_pool2d.default: linear.avg_pool2d,
-    aten.avg_pool2d_backward.default: linear.avg_pool2d_backward,
+    aten.vdot.default: linear.matmul,
+    aten.addmm.default: algebra.plus_product(torch.matmul),
+    aten.addmv.default: algebra.plus_product(torch.matmul),
+    aten.baddbmm.default: algebra.plus_product(torch.matmul),
+    aten.addr.default: algebra.plus_product(torch.outer),
+    aten.addbmm.default: algebra.plus_product(algebra.batch_sum),
+    aten.addcmul.default: algebra.addcmul,
+    aten.lerp.Scalar: algebra.lerp,
+    aten.lerp.Tensor: algebra.lerp,
+    aten.prod.default: algebra.prod_all,
+    aten.prod.dim_int: algebra.prod_dim,
+    aten.cumprod.default: algebra.cumprod,
+    aten._trilinear.default: algebra.trilinear,
     # Comparisons
     aten.lt.Tensor: compare.lt,
     aten.lt.Scalar: compare.lt,
@@ -120,40 +81,40 @@ HANDLERS: dict[Any, Callable[..., Any]] = {
     # Bools
     aten.logical_not.default: compare.logical_not,
     aten.bitwise_not.default: compare.bitwise_not,
-    aten.logical_and.default: arithmetic.logical_and,
+    aten.logical_and.default: logic.of_truths(arithmetic.logical_and),
+    aten.logical_or.default: logic.of_truths(arithmetic.logical_or),
+    aten.logical_xor.default: logic.of_truths(arithmetic.logical_xor),
     aten.bitwise_and.Tensor: arithmetic.logical_and,
     aten.bitwise_and.Scalar: arithmetic.logical_and,
-    aten.logical_or.default: arithmetic.logical_or,
     aten.bitwise_or.Tensor: arithmetic.logical_or,
     aten.bitwise_or.Scalar: arithmetic.logical_or,
-    aten.logical_xor.default: arithmetic.logical_xor,
     aten.bitwise_xor.Tensor: arithmetic.logical_xor,
     aten.bitwise_xor.Scalar: arithmetic.logical_xor,
+    aten.any.default: logic.any_,
+    aten.any.dim: logic.any_,
+    aten.any.dims: logic.any_,
+    aten.all.default: logic.all_,
+    aten.all.dim: logic.all_,
+    aten.all.dims: logic.all_,
+    aten.count_nonzero.default: logic.count_nonzero,
+    aten.count_nonzero.dim_IntList: logic.count_nonzero,
+    aten.isnan.default: logic.never,
+    aten.isinf.default: logic.never,
+    aten.isposinf.default: logic.never,
+    aten.isneginf.default: logic.never,
+    aten.angle.default: logic.angle,
     # ReLU and losses
     aten.relu.default: compare.relu,
     aten.threshold_backward.default: compare.threshold_backward,
     aten.mse_loss.default: losses.mse_loss,
     aten.mse_loss_backward.default: losses.mse_loss_backward,
-    # In place
+    # In place, where another operator's name or arguments keep table/contents.py from finding the form
     aten.copy_.default: copies.copy_,
     aten.fill_.Scalar: copies.fill_,
     aten.fill_.Tensor: copies.fill_,
     aten.zero_.default: copies.zero_,
-    aten.index_put_.default: copies.index_put_,
-    aten._index_put_impl_.default: copies.index_put_,
-    aten.index_add_.default: in_place(copies.fused_add(aten.index_add.default)),
-    aten.scatter_add_.default: in_place(copies.fused_add(aten.scatter_add.default)),
-    aten.add_.Tensor: in_place(arithmetic.add),
-    aten.add_.Scalar: in_place(arithmetic.add),
-    aten.sub_.Tensor: in_place(arithmetic.sub),
-    aten.sub_.Scalar: in_place(arithmetic.sub),
-    aten.neg_.default: in_place(arithmetic.neg),
-    aten.mul_.Tensor: in_place(arithmetic.mul),
-    aten.mul_.Scalar: in_place(arithmetic.mul),
-    aten.div_.Tensor: in_place(arithmetic.div),
-    aten.div_.Scalar: in_place(arithmetic.div),
+    aten._index_put_impl_.default: in_place(copies.index_put),
     aten.pow_.Scalar: in_place(arithmetic.power),
-    aten.relu_.default: in_place(compare.relu),
     # Values made plain
     aten._local_scalar_dense.default: refuse_values,
     aten.equal.default: refuse_values,

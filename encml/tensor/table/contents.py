@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
+
+from encml.tensor.handlers.common import in_place
 from encml.tensor.table import (
     attention,
     basics,
@@ -20,6 +23,7 @@ from encml.tensor.table import (
     norms,
     ordering,
     pooling,
+    rearranging,
 )
 
 
@@ -34,15 +38,38 @@ def merged(*parts: Mapping[Any, Callable[..., Any]]) -> dict[Any, Callable[..., 
     return table
 
 
-HANDLERS = merged(
-    basics.HANDLERS,
-    convolutions.HANDLERS,
-    pooling.HANDLERS,
-    ordering.HANDLERS,
-    curves.HANDLERS,
-    norms.HANDLERS,
-    attention.HANDLERS,
-    losses.HANDLERS,
-    chance.HANDLERS,
-    decomposed.HANDLERS,
+def with_in_place_forms(handlers: Mapping[Any, Callable[..., Any]]) -> dict[Any, Callable[..., Any]]:
+    """The handlers, and those of the operators ``name_`` that write over their first argument what ``name`` gives.
+
+    Views are left out, and what is listed stays as it is.
+    """
+    found = dict(handlers)
+    for op, handler in handlers.items():
+        packet = getattr(torch.ops.aten, op.overloadpacket.__name__ + "_", None)
+        form = getattr(packet, op._overloadname, None)
+        is_view = any(result.alias_info is not None for result in op._schema.returns)
+        if form is not None and not is_view and _same_arguments(op, form):
+            found.setdefault(form, in_place(handler))
+    return found
+
+
+def _same_arguments(op: Any, form: Any) -> bool:
+    ours, theirs = ([(a.name, str(a.type)) for a in f._schema.arguments] for f in (op, form))
+    return ours == theirs
+
+
+HANDLERS = with_in_place_forms(
+    merged(
+        basics.HANDLERS,
+        rearranging.HANDLERS,
+        convolutions.HANDLERS,
+        pooling.HANDLERS,
+        ordering.HANDLERS,
+        curves.HANDLERS,
+        norms.HANDLERS,
+        attention.HANDLERS,
+        losses.HANDLERS,
+        chance.HANDLERS,
+        decomposed.HANDLERS,
+    )
 )
