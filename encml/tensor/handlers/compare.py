@@ -12,7 +12,7 @@ from encml.errors import UnsupportedOperation
 from encml.tensor.handlers.arithmetic import add_secrets, mul
 from encml.tensor.handlers.common import as_secret, session_of, wrap
 from encml.tensor.handlers.creation import full_like
-from encml.tensor.handlers.signs import Mask, Side, above_number, below, chosen
+from encml.tensor.handlers.signs import Mask, Side, above_number, below, chosen, laid_out
 from encml.tensor.public import Number, Operand
 from encml.tensor.shared import SharedTensor, secret
 
@@ -38,7 +38,7 @@ def lt(x: Operand, y: Operand) -> SharedTensor:
 
 def gt(x: Operand, y: Operand) -> SharedTensor:
     """gt.Tensor, gt.Scalar"""
-    return lt(y, x)
+    return wrap(laid_out(secret(lt(y, x)), torch.gt, x, y), torch.bool)
 
 
 def ge(x: Operand, y: Operand) -> SharedTensor:
@@ -48,7 +48,7 @@ def ge(x: Operand, y: Operand) -> SharedTensor:
 
 def le(x: Operand, y: Operand) -> SharedTensor:
     """le.Tensor, le.Scalar"""
-    return logical_not(lt(y, x))
+    return logical_not(gt(x, y))
 
 
 def ne(x: Operand, y: Operand) -> SharedTensor:

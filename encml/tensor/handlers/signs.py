@@ -7,7 +7,7 @@ backward that would ask again.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -20,7 +20,7 @@ from encml.mpc.flags import packed, unpacked
 from encml.mpc.session import Session
 from encml.ring.layout import from_order, memory_order, to_order
 from encml.tensor.handlers.arithmetic import add_secrets
-from encml.tensor.public import Number, term
+from encml.tensor.public import Number, Operand, term
 from encml.tensor.secret import Secret, settle_all
 
 Side = Secret | Tensor | Number
@@ -113,6 +113,18 @@ def expanded(payload: Tensor, shape: Sequence[int]) -> Tensor:
     """A payload (S, *shape that broadcasts) as a view (S, *shape)."""
     missing = len(shape) + 1 - payload.ndim
     return payload[(slice(None), *(None,) * missing)].expand(-1, *shape)
+
+
+def laid_out(value: Secret, f: Callable[..., Tensor], *operands: Operand) -> Secret:
+    """The secret with its dimensions in memory ordered as PyTorch's element-wise ``f`` of the operands orders them."""
+    blank = [
+        torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta") if isinstance(x, Tensor) else x
+        for x in operands
+    ]
+    order = memory_order(f(*blank)[None])
+    if order == memory_order(value.terms):
+        return value
+    return value.linear(lambda terms: from_order(to_order(terms, order).contiguous(), order))
 
 
 class _Question:

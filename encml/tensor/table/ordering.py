@@ -7,6 +7,47 @@ from typing import Any
 
 import torch
 
+from encml.tensor.handlers import choosing
+
 aten = torch.ops.aten
 
-HANDLERS: dict[Any, Callable[..., Any]] = {}
+HANDLERS: dict[Any, Callable[..., Any]] = {
+    # Signs
+    aten.abs.default: choosing.absolute,
+    aten.sign.default: choosing.sign,
+    aten.sgn.default: choosing.sign,
+    aten.heaviside.default: choosing.heaviside,
+    # Bounds
+    aten.clamp.default: choosing.clamp,
+    aten.clamp.Tensor: choosing.clamp,
+    aten.clamp_min.default: choosing.clamp,
+    aten.clamp_min.Tensor: choosing.clamp,
+    aten.clamp_max.default: choosing.clamp_max,
+    aten.clamp_max.Tensor: choosing.clamp_max,
+    aten.hardtanh.default: choosing.hardtanh,
+    aten.hardtanh_backward.default: choosing.hardtanh_backward,
+    aten.hardsigmoid.default: choosing.hardsigmoid,
+    aten.hardsigmoid_backward.default: choosing.hardsigmoid_backward,
+    aten.hardswish.default: choosing.hardswish,
+    aten.hardswish_backward.default: choosing.hardswish_backward,
+    # Rectifiers
+    aten.threshold.default: choosing.threshold,
+    aten.leaky_relu.default: choosing.leaky_relu,
+    aten.leaky_relu_backward.default: choosing.leaky_relu_backward,
+    aten.rrelu_with_noise.default: choosing.rrelu,
+    aten.rrelu_with_noise_backward.default: choosing.rrelu_backward,
+    aten._prelu_kernel.default: choosing.prelu,
+    aten._prelu_kernel_backward.default: choosing.prelu_backward,
+    aten.hardshrink.default: choosing.hardshrink,
+    aten.hardshrink_backward.default: choosing.shrink_backward,
+    aten.softshrink.default: choosing.softshrink,
+    aten.softshrink_backward.default: choosing.shrink_backward,
+    # Two tensors
+    aten.maximum.default: choosing.maximum,
+    aten.minimum.default: choosing.minimum,
+    aten.fmax.default: choosing.maximum,
+    aten.fmin.default: choosing.minimum,
+    aten.where.self: choosing.where,
+    aten.masked_fill.Scalar: choosing.masked_fill,
+    aten.masked_fill.Tensor: choosing.masked_fill,
+}
