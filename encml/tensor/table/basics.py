@@ -36,10 +36,6 @@ HANDLERS: dict[Any, Callable[..., Any]] = {
     aten.neg.default: arithmetic.neg,
     aten.mul.Tensor: arithmetic.mul,
     aten.mul.Scalar: arithmetic.mul,
-    aten.div.Tensor: arithmetic.div,
-    aten.div.Scalar: arithmetic.div,
-    aten.div.Tensor_mode: arithmetic.div,
-    aten.pow.Tensor_Scalar: arithmetic.power,
     aten.deg2rad.default: logic.times(torch.pi / 180),
     aten.rad2deg.default: logic.times(180 / torch.pi),
     # Reductions
@@ -114,7 +110,6 @@ HANDLERS: dict[Any, Callable[..., Any]] = {
     aten.fill_.Tensor: copies.fill_,
     aten.zero_.default: copies.zero_,
     aten._index_put_impl_.default: in_place(copies.index_put),
-    aten.pow_.Scalar: in_place(arithmetic.power),
     # Values made plain
     aten._local_scalar_dense.default: refuse_values,
     aten.equal.default: refuse_values,
