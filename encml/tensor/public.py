@@ -19,12 +19,15 @@ def term(x: Operand, fraction_bits: int) -> tuple[Tensor, int]:
     """A public operand of a sum or comparison: (integers, bits) with x = integers / 2^bits.
 
     Numbers are rounded to the nearest multiple of 2^-f, as secrets are when they are shared, so that equal ones compare
-    equal; integers and bools carry no fraction bits. Raises InvalidTensor for NaN, infinity or |x| >= 2^(62 - 2f).
+    equal; integers and bools carry no fraction bits. Minus infinity in a tensor, and the least number of its dtype, are
+    what attention masks are made of: they become -2^(61 - 2f), half of the range. Raises InvalidTensor for NaN, other
+    infinities or |x| >= 2^(62 - 2f).
     """
     if not isinstance(x, Tensor):
         return _number(x, min(_fraction(x, fraction_bits), fraction_bits), fraction_bits)
-    integers = encode(x, fraction_bits)
-    return (integers, fraction_bits) if x.is_floating_point() else (integers >> fraction_bits, 0)
+    if not x.is_floating_point():
+        return encode(x, fraction_bits) >> fraction_bits, 0
+    return encode(_without_infinity(x, fraction_bits), fraction_bits), fraction_bits
 
 
 def factor(x: Operand, fraction_bits: int) -> tuple[Tensor, int]:
@@ -46,6 +49,14 @@ def factor(x: Operand, fraction_bits: int) -> tuple[Tensor, int]:
     if not (integers & ((1 << fraction_bits) - 1)).any():
         return integers >> fraction_bits, 0
     return integers, fraction_bits
+
+
+def _without_infinity(x: Tensor, fraction_bits: int) -> Tensor:
+    x = x.detach()
+    least = torch.finfo(x.dtype).min
+    if not x.numel() or not x.min() <= least:
+        return x
+    return torch.where(x <= least, -bound(fraction_bits) / 2, x)
 
 
 def _number(x: Number, bits: int, fraction_bits: int) -> tuple[Tensor, int]:
