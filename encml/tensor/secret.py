@@ -200,6 +200,39 @@ class Secret:
         self.terms.copy_(_pad(payload << shift if shift else payload, self.terms.ndim))
 
 
+class Deferred(Secret):
+    """A secret that is worked out when it is first used: what most programs never look at costs them nothing."""
+
+    __slots__ = ("_facts", "_made", "_make")
+
+    def __init__(self, session: Session, make: Callable[[], Secret]) -> None:
+        self.session = session
+        self._make: Callable[[], Secret] = make
+        self._made: _Cell | None = None
+        self._facts: dict[str, Any] = {}
+        self._look = None
+        self._seen = (torch.empty(0), torch.empty(0))
+
+    def __repr__(self) -> str:
+        return super().__repr__() if self._made else "Deferred()"
+
+    @property
+    def _cell(self) -> _Cell:  # type: ignore[override]  # a slot of the base
+        if self._made is None:
+            self._made = self._make()._cell
+            self._made.facts.update(self._facts)
+        return self._made
+
+    def fact(self, name: str) -> Any:
+        """See ``Secret.fact``; does not work the secret out."""
+        return super().fact(name) if self._made else self._facts.get(name)
+
+    def keep(self, name: str, fact: Any) -> Secret:
+        """See ``Secret.keep``; does not work the secret out."""
+        self._facts[name] = fact
+        return super().keep(name, fact) if self._made else self
+
+
 def headroom(value: Secret, integers: Tensor, bits: int) -> Secret:
     """``value``, settled first where a product with public ``integers / 2^bits`` might leave the ring.
 

@@ -1,29 +1,39 @@
-"""The ring's convolutions and poolings against autograd in float64, exact for small integers, and plain loops."""
+"""The ring's convolutions, poolings and look-ups against autograd in float64, exact for small integers."""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from encml.ring.kernels import (
-    Pair,
-    conv2d,
-    conv2d_input_gradient,
-    conv2d_weight_gradient,
-    sum_pool2d,
-    sum_pool2d_gradient,
+    adaptive_places,
+    convolution,
+    convolve,
+    input_gradient,
+    look_up,
+    put_back,
+    sum_pool,
+    sum_pool_gradient,
+    weight_gradient,
+    window_places,
 )
 
-
-def small(shape: tuple[int, ...], seed: int) -> Tensor:
-    return torch.randint(-9, 10, shape, generator=torch.Generator().manual_seed(seed))
+CONV: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
-def large(shape: tuple[int, ...], seed: int) -> Tensor:
+def small(shape: Sequence[int], seed: int) -> Tensor:
+    return torch.randint(-9, 10, tuple(shape), generator=torch.Generator().manual_seed(seed))
+
+
+def large(shape: Sequence[int], seed: int) -> Tensor:
     """Any 64 bits, so that products and sums wrap around."""
     halves = torch.randint(0, 2**32, (2, *shape), generator=torch.Generator().manual_seed(seed))
     return (halves[0] << 32) | halves[1]
@@ -34,84 +44,126 @@ def wrap(value: int) -> int:
     return value - 2**64 if value >> 63 else value
 
 
-CONVOLUTIONS = [
-    # (N, C, O, groups), (H, W), (h, w), stride, padding, dilation
+Case = tuple[tuple[int, int, int, int], Sequence[int], Sequence[int], Sequence[int], Sequence[int], Sequence[int]]
+
+CONVOLUTIONS: list[Case] = [
+    # (N, C, O, groups), size, kernel, stride, padding, dilation
     ((2, 3, 4, 1), (6, 7), (3, 3), (1, 1), (0, 0), (1, 1)),
     ((2, 3, 4, 1), (6, 7), (3, 2), (1, 1), (1, 1), (1, 1)),
     ((1, 2, 3, 1), (7, 8), (3, 3), (2, 3), (1, 0), (1, 1)),
     ((2, 4, 6, 2), (6, 6), (3, 3), (2, 2), (1, 1), (1, 1)),
     ((2, 4, 4, 4), (5, 5), (3, 3), (1, 1), (1, 1), (1, 1)),
+    ((2, 3, 6, 3), (5, 9), (3, 2), (2, 1), (2, 0), (1, 2)),
     ((1, 2, 2, 1), (9, 9), (3, 2), (2, 1), (2, 1), (2, 3)),
     ((2, 4, 2, 2), (8, 7), (2, 3), (3, 2), (0, 2), (2, 1)),
     ((1, 1, 1, 1), (1, 1), (1, 1), (1, 1), (0, 0), (1, 1)),
     ((2, 1, 2, 1), (4, 4), (1, 1), (2, 2), (3, 3), (1, 1)),
+    ((3, 4, 6, 2), (4, 5), (1, 1), (1, 1), (0, 0), (1, 1)),
     ((3, 2, 2, 1), (8, 8), (3, 3), (5, 5), (0, 0), (1, 1)),
     ((0, 2, 2, 1), (4, 4), (3, 3), (1, 1), (0, 0), (1, 1)),
+    ((2, 3, 5, 1), (9,), (3,), (2,), (1,), (1,)),
+    ((2, 4, 8, 4), (11,), (2,), (1,), (3,), (4,)),
+    ((1, 2, 3, 1), (2000,), (2,), (1,), (1,), (1,)),
+    ((2, 2, 3, 1), (4, 5, 6), (3, 2, 1), (1, 2, 2), (1, 0, 1), (1, 2, 1)),
+    ((2, 2, 2, 2), (5, 4, 4), (2, 2, 3), (2, 1, 1), (1, 2, 1), (2, 1, 1)),
 ]
-CONVOLUTION = pytest.mark.parametrize(
-    ("channels", "image", "kernel", "stride", "padding", "dilation"), CONVOLUTIONS, ids=range(len(CONVOLUTIONS))
-)
+CONVOLUTION = pytest.mark.parametrize("case", CONVOLUTIONS, ids=str)
 
 
-@CONVOLUTION
-def test_convolution_and_both_its_adjoints(
-    channels: tuple[int, int, int, int], image: Pair, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair
-) -> None:
-    n, c, o, groups = channels
-    x, weight = small((n, c, *image), 1), small((o, c // groups, *kernel), 2)
+def check(case: Case) -> None:
+    (n, c, o, groups), size, kernel, stride, padding, dilation = case
+    x, weight = small((n, c, *size), 1), small((o, c // groups, *kernel), 2)
     rx, rw = x.double().requires_grad_(), weight.double().requires_grad_()
-    reference = F.conv2d(rx, rw, None, stride, padding, dilation, groups)
-    assert torch.equal(conv2d(x, weight, stride, padding, dilation, groups), reference.detach().long())
+    reference = CONV[len(size)](rx, rw, None, stride, padding, dilation, groups)
+    assert torch.equal(convolution(x, weight, stride, padding, dilation, groups), reference.detach().long())
 
-    gradient = small(tuple(reference.shape), 3)
+    gradient = small(reference.shape, 3)
     expected = torch.autograd.grad(reference, (rx, rw), gradient.double())
-    to_x = conv2d_input_gradient(gradient, weight, image, stride, padding, dilation, groups)
-    to_weight = conv2d_weight_gradient(x, gradient, kernel, stride, padding, dilation, groups)
+    to_x = input_gradient(gradient, weight, size, stride, padding, dilation, groups)
+    to_weight = weight_gradient(x, gradient, kernel, stride, padding, dilation, groups)
     assert torch.equal(to_x, expected[0].long())
     assert torch.equal(to_weight, expected[1].long())
 
 
 @CONVOLUTION
-def test_convolutions_of_strided_tensors(
-    channels: tuple[int, int, int, int], image: Pair, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair
-) -> None:
+@pytest.mark.parametrize(("tile", "places"), [(1 << 17, 512), (40, 5), (1, 1)])
+def test_convolution_and_both_its_adjoints(case: Case, tile: int, places: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where tiles are so small that images, places and channels are cut up."""
+    monkeypatch.setattr("encml.ring.kernels.convolve._TILE", tile)
+    monkeypatch.setattr("encml.ring.kernels.convolve._PLACES", places)
+    check(case)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data())
+def test_convolution_of_any_geometry(data: st.DataObject) -> None:
+    dims = data.draw(st.integers(1, 3))
+
+    def each(low: int, high: int) -> list[int]:
+        return data.draw(st.lists(st.integers(low, high), min_size=dims, max_size=dims))
+
+    kernel, stride, padding, dilation = each(1, 4), each(1, 3), each(0, 3), each(1, 3)
+    least = [max(1, d * (k - 1) + 1 - 2 * p) for k, p, d in zip(kernel, padding, dilation, strict=True)]
+    size = [data.draw(st.integers(n, n + 5)) for n in least]
+    groups, inner, outputs = (data.draw(st.integers(1, 3)) for _ in range(3))
+    channels = data.draw(st.integers(0, 3)), groups * inner, groups * outputs, groups
+    check((channels, size, kernel, stride, padding, dilation))
+
+
+@CONVOLUTION
+def test_convolutions_of_strided_tensors(case: Case) -> None:
     """Payloads are often views: transposed, or channels last."""
-    n, c, o, groups = channels
-    x, weight = small((n, c, *image), 1), small((o, c // groups, *kernel), 2)
-    settings = stride, padding, dilation, groups
-    gradient = small(tuple(conv2d(x, weight, *settings).shape), 3)
-    views = [t.permute(1, 3, 2, 0).contiguous().permute(3, 0, 2, 1) for t in (x, weight, gradient)]
-    vx, vw, vg = views
-    assert torch.equal(conv2d(vx, vw, *settings), conv2d(x, weight, *settings))
-    assert torch.equal(
-        conv2d_input_gradient(vg, vw, image, *settings), conv2d_input_gradient(gradient, weight, image, *settings)
-    )
-    assert torch.equal(
-        conv2d_weight_gradient(vx, vg, kernel, *settings), conv2d_weight_gradient(x, gradient, kernel, *settings)
-    )
+    (n, c, o, groups), size, kernel, *steps = case
+    x, weight = small((n, c, *size), 1), small((o, c // groups, *kernel), 2)
+    arguments = (*steps, groups)
+    gradient = small(convolution(x, weight, *arguments).shape, 3)
+    vx, vw, vg = (t.transpose(0, -1).contiguous().transpose(0, -1) for t in (x, weight, gradient))
+    assert torch.equal(convolution(vx, vw, *arguments), convolution(x, weight, *arguments))
+    assert torch.equal(input_gradient(vg, vw, size, *arguments), input_gradient(gradient, weight, size, *arguments))
+    assert torch.equal(weight_gradient(vx, vg, kernel, *arguments), weight_gradient(x, gradient, kernel, *arguments))
+
+
+def test_an_image_may_be_larger_than_what_windows_see() -> None:
+    """A transposed convolution with output padding: nothing goes there."""
+    gradient, weight = small((2, 3, 4), 1), small((3, 2, 1), 2)
+    got = input_gradient(gradient, weight, (5,), (1,), (0,), (2,), 1)
+    assert torch.equal(got, F.conv_transpose1d(gradient.double(), weight.double(), output_padding=1, dilation=2).long())
 
 
 def test_convolution_wraps_around() -> None:
     x, weight = large((2, 2, 4, 4), 1), large((3, 2, 3, 2), 2)
-    got = conv2d(x, weight, (1, 1), (0, 0), (1, 1), 1)
+    got = convolution(x, weight, (1, 1), (0, 0), (1, 1), 1)
     for b, o, i, j in itertools.product(range(2), range(3), range(2), range(3)):
         patch, row = x[b, :, i : i + 3, j : j + 2].reshape(-1).tolist(), weight[o].reshape(-1).tolist()
         assert got[b, o, i, j].item() == wrap(sum(p * k for p, k in zip(patch, row, strict=True)))
 
 
-def test_adjoints_are_adjoint_modulo_2_64() -> None:
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_adjoints_are_adjoint_modulo_2_64(groups: int) -> None:
     """<conv(x, w), g> = <x, to_x(g, w)> = <w, to_w(x, g)>, which is all that backward needs, also wrapped around."""
-    x, weight = large((2, 4, 7, 6), 1), large((6, 2, 3, 2), 2)
-    settings = (2, 1), (1, 1), (1, 2), 2
-    y = conv2d(x, weight, *settings)
-    gradient = large(tuple(y.shape), 3)
+    x, weight = large((2, 4, 7, 6), 1), large((8, 4 // groups, 3, 2), 2)
+    steps = (2, 1), (1, 1), (1, 2), groups
+    y = convolution(x, weight, *steps)
+    gradient = large(y.shape, 3)
     inner = (y * gradient).sum()
-    assert inner == (x * conv2d_input_gradient(gradient, weight, (7, 6), *settings)).sum()
-    assert inner == (weight * conv2d_weight_gradient(x, gradient, (3, 2), *settings)).sum()
+    assert inner == (x * input_gradient(gradient, weight, (7, 6), *steps)).sum()
+    assert inner == (weight * weight_gradient(x, gradient, (3, 2), *steps)).sum()
+
+
+def test_memory_does_not_grow_with_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Patches of 7 x 7 x 7 places would be 343 times the image; tiles hold no more than they may."""
+    sizes: list[int] = []
+    take = convolve._Buffers.take
+    monkeypatch.setattr(
+        convolve._Buffers, "take", lambda self, name, m, n: sizes.append(m * n) or take(self, name, m, n)
+    )
+    x, weight = small((1, 2, 24, 24, 24), 1), small((3, 2, 7, 7, 7), 2)
+    convolution(x, weight, (1, 1, 1), (3, 3, 3), (1, 1, 1), 1)
+    assert max(sizes) <= 2 * convolve._TILE < 343 * x.numel() / 10
 
 
 POOLINGS = [
-    # (H, W), kernel, stride, padding, ceil_mode
+    # size, kernel, stride, padding, ceil_mode
     ((6, 6), (2, 2), (2, 2), (0, 0), False),
     ((7, 5), (2, 2), (2, 2), (0, 0), False),
     ((7, 5), (2, 2), (2, 2), (0, 0), True),
@@ -119,23 +171,69 @@ POOLINGS = [
     ((7, 8), (3, 3), (2, 2), (1, 1), True),
     ((5, 5), (5, 5), (5, 5), (0, 0), False),
     ((9, 9), (2, 3), (4, 5), (1, 1), True),
+    ((5, 4, 6), (2, 3, 2), (2, 1, 2), (1, 1, 0), True),
 ]
 
 
-@pytest.mark.parametrize(("image", "kernel", "stride", "padding", "ceil"), POOLINGS, ids=range(len(POOLINGS)))
+@pytest.mark.parametrize(("size", "kernel", "stride", "padding", "ceil"), POOLINGS, ids=str)
 @pytest.mark.parametrize("lead", [(), (2,), (0, 3), (2, 3)])
 def test_sum_pooling_and_its_adjoint(
-    image: Pair, kernel: Pair, stride: Pair, padding: Pair, ceil: bool, lead: tuple[int, ...]
+    size: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    ceil: bool,
+    lead: tuple[int, ...],
 ) -> None:
-    x = small((*lead, *image), 1)
-    flat = x.double().reshape(-1, 1, *image).requires_grad_()
-    reference = F.avg_pool2d(flat, kernel, stride, padding, ceil, divisor_override=1)
-    output = (reference.shape[-2], reference.shape[-1])
-    got = sum_pool2d(x, kernel, stride, padding, output)
+    x, pool = small((*lead, *size), 1), (F.avg_pool2d if len(size) == 2 else F.avg_pool3d)
+    flat = x.double().reshape(-1, 1, *size).requires_grad_()
+    reference = pool(flat, kernel, stride, padding, ceil, divisor_override=1)
+    output = reference.shape[2:]
+    got = sum_pool(x, kernel, stride, padding, output)
     assert torch.equal(got, reference.detach().long().view(*lead, *output))
 
     gradient = small((*lead, *output), 2)
     (expected,) = torch.autograd.grad(reference, flat, gradient.double().view(reference.shape))
-    assert torch.equal(sum_pool2d_gradient(gradient, image, kernel, stride, padding), expected.long().view(x.shape))
+    assert torch.equal(sum_pool_gradient(gradient, size, kernel, stride, padding), expected.long().view(x.shape))
     turned = x.transpose(-1, -2).contiguous().transpose(-1, -2)
-    assert torch.equal(sum_pool2d(turned, kernel, stride, padding, output), got)
+    assert torch.equal(sum_pool(turned, kernel, stride, padding, output), got)
+
+
+def test_look_ups_and_their_adjoint() -> None:
+    x = large((2, 3, 5, 4), 1)
+    places = [torch.tensor([[0, 1], [4, 4], [2, 0]]), torch.tensor([[3], [0]])]
+    got = look_up(x, places)
+    assert got.shape == (2, 3, 3, 2, 2, 1)
+    for q, r, t in itertools.product(range(3), range(2), range(2)):
+        assert torch.equal(got[:, :, q, r, t, 0], x[:, :, places[0][q, t], places[1][r, 0]])
+    gradient = large(got.shape, 2)
+    assert (got * gradient).sum() == (x * put_back(gradient, places, (5, 4))).sum()
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 9), st.integers(1, 4), st.integers(1, 4), st.integers(1, 2), st.data())
+def test_window_places(size: int, kernel: int, stride: int, dilation: int, data: st.DataObject) -> None:
+    """The largest that each window sees is the pool's; every place lies in its window."""
+    padding = data.draw(st.integers(0, kernel // 2))
+    reach = dilation * (kernel - 1) + 1
+    if size + 2 * padding < reach:
+        return
+    output = (size + 2 * padding - reach) // stride + 1
+    x = small((1, 1, size), 1)
+    expected = F.max_pool1d(x.double(), kernel, stride, padding, dilation)
+    try:
+        table = window_places(size, kernel, stride, padding, dilation, output)
+    except ValueError:
+        assert torch.isinf(expected).any()
+        return
+    assert torch.equal(look_up(x, [table]).amax(-1), expected.long())
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 12), st.integers(1, 12))
+def test_adaptive_places(size: int, output: int) -> None:
+    x = small((1, 1, size), 1)
+    table, real = adaptive_places(size, output)
+    means = (look_up(x, [table]) * real).sum(-1) / real.sum(-1)
+    torch.testing.assert_close(means.double(), F.adaptive_avg_pool1d(x.double(), output), rtol=1e-6, atol=1e-6)
+    assert torch.equal(look_up(x, [table]).amax(-1), F.adaptive_max_pool1d(x.double(), output).long())

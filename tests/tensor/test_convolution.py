@@ -1,4 +1,4 @@
-"""Convolutions, poolings and ReLU, values and gradients."""
+"""Convolutions in one to three dimensions, transposed ones too, and ReLU: values and gradients."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from reference import ULP, grid, matches, near
 from torch import nn
 
 import encml
-from encml import Session, UnsupportedOperation
+from encml import Session
+from encml.tensor.secret import settle_all
+from encml.tensor.shared import secret
 
 PUBLIC = pytest.mark.parametrize("public", [(), (0,), (1,), (2,), (1, 2), (0, 2)], ids=str)
 
@@ -43,20 +45,108 @@ def test_conv2d(public: tuple[int, ...], stride: Any, padding: Any, dilation: An
         matches(lambda a, w: F.conv2d(a, w, **settings), x, weight, public=public)
 
 
-@settings(deadline=None, max_examples=30)
-@given(st.data())
-def test_conv2d_of_any_geometry(data: st.DataObject) -> None:
-    def pair(low: int, high: int) -> tuple[int, int]:
-        return data.draw(st.tuples(st.integers(low, high), st.integers(low, high)))
+CONV: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+TRANSPOSED: dict[int, Any] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
-    kernel, stride, padding, dilation = pair(1, 3), pair(1, 3), pair(0, 2), pair(1, 2)
-    least = [max(1, dilation[k] * (kernel[k] - 1) + 1 - 2 * padding[k]) for k in (0, 1)]
-    size = [data.draw(st.integers(least[k], least[k] + 4)) for k in (0, 1)]
-    groups = data.draw(st.sampled_from([1, 2]))
-    batch = data.draw(st.integers(0, 2))
-    x, weight = grid(batch, 2 * groups, *size, seed=1), grid(groups, 2, *kernel, seed=2)
+
+@settings(deadline=None, max_examples=40)
+@given(st.data())
+def test_convolutions_of_any_geometry(data: st.DataObject) -> None:
+    dims = data.draw(st.integers(1, 3))
+
+    def each(low: int, high: int) -> list[int]:
+        return data.draw(st.lists(st.integers(low, high), min_size=dims, max_size=dims))
+
+    kernel, stride, padding, dilation = each(1, 3), each(1, 3), each(0, 2), each(1, 2)
+    least = [max(1, d * (k - 1) + 1 - 2 * p) for k, p, d in zip(kernel, padding, dilation, strict=True)]
+    size = [data.draw(st.integers(n, n + 3)) for n in least]
+    groups, inner, outputs = (data.draw(st.integers(1, 2)) for _ in range(3))
+    x = grid(data.draw(st.integers(0, 2)), inner * groups, *size, seed=1)
+    weight = grid(outputs * groups, inner, *kernel, seed=2)
     with Session(seed=2):
-        matches(lambda a, w: F.conv2d(a, w, None, stride, padding, dilation, groups), x, weight)
+        matches(lambda a, w: CONV[dims](a, w, None, stride, padding, dilation, groups), x, weight)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.data())
+def test_transposed_convolutions_of_any_geometry(data: st.DataObject) -> None:
+    dims = data.draw(st.integers(1, 3))
+
+    def each(low: int, high: int) -> list[int]:
+        return data.draw(st.lists(st.integers(low, high), min_size=dims, max_size=dims))
+
+    kernel, stride, dilation = each(1, 3), each(1, 3), each(1, 2)
+    extra = [data.draw(st.integers(0, max(s, d) - 1)) for s, d in zip(stride, dilation, strict=True)]
+    reach = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
+    padding = [data.draw(st.integers(0, r)) for r in reach]
+    # Something must be left of the output.
+    size = [
+        max(1, -(-(2 * p - r - e) // s) + 1) + data.draw(st.integers(0, 2))
+        for p, r, e, s in zip(padding, reach, extra, stride, strict=True)
+    ]
+    groups, inner, outputs = (data.draw(st.integers(1, 2)) for _ in range(3))
+    x = grid(data.draw(st.integers(1, 2)), inner * groups, *size, seed=1)
+    weight, bias = grid(inner * groups, outputs, *kernel, seed=2), grid(outputs * groups, seed=3)
+    with Session(seed=2):
+        matches(lambda a, w, b: TRANSPOSED[dims](a, w, b, stride, padding, extra, groups, dilation), x, weight, bias)
+
+
+@PUBLIC
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_transposed_convolutions_with_public_operands(dims: int, public: tuple[int, ...]) -> None:
+    x, weight, bias = grid(2, 4, *(4, 3, 2)[:dims], seed=1), grid(4, 3, *(3, 2, 2)[:dims], seed=2), grid(6, seed=3)
+    matches(lambda a, w, b: TRANSPOSED[dims](a, w, b, 2, 1, 1, 2), x, weight, bias, public=public)
+
+
+@pytest.mark.parametrize("padding", ["same", "valid", 1])
+@pytest.mark.parametrize("dims", [1, 3])
+def test_conv1d_and_conv3d_and_their_bias(dims: int, padding: Any) -> None:
+    x, weight, bias = grid(2, 4, *(6, 5, 4)[:dims], seed=1), grid(6, 2, *(3, 3, 3)[:dims], seed=2), grid(6, seed=3)
+    matches(lambda a, w, b: CONV[dims](a, w, b, 1, padding, 1, 2), x, weight, bias)
+    matches(lambda a, w, b: CONV[dims](a[0], w, b, 1, padding, 1, 2), x, weight, bias)
+
+
+LAYERS = [
+    (nn.Conv1d(4, 6, 3, stride=2, padding=1), (2, 4, 9)),
+    (nn.Conv2d(4, 4, 3, padding=1, groups=4, bias=False), (2, 4, 6, 5)),
+    (nn.Conv2d(3, 2, 3, padding=1, padding_mode="reflect"), (2, 3, 5, 5)),
+    (nn.Conv2d(3, 2, 3, padding=1, padding_mode="replicate"), (2, 3, 5, 5)),
+    (nn.Conv2d(3, 2, 3, padding=1, padding_mode="circular"), (2, 3, 5, 5)),
+    (nn.Conv3d(2, 3, 2), (2, 2, 4, 3, 3)),
+    (nn.ConvTranspose1d(4, 3, 4, stride=2), (2, 4, 5)),
+    (nn.ConvTranspose2d(4, 2, 3, stride=2, padding=1, output_padding=1), (2, 4, 4, 4)),
+    (nn.ConvTranspose3d(2, 2, 2, stride=2), (1, 2, 3, 3, 2)),
+]
+
+
+@pytest.mark.parametrize(("layer", "shape"), LAYERS, ids=str)
+def test_layers(layer: nn.Module, shape: tuple[int, ...]) -> None:
+    """Weights are on the grid, so that sharing rounds nothing."""
+    parameters = dict(layer.named_parameters())
+    weights = [grid(*p.shape, seed=5 + i, low=-1, high=1) for i, p in enumerate(parameters.values())]
+
+    def call(x: Any, *values: Any) -> Any:
+        return torch.func.functional_call(layer, dict(zip(parameters, values, strict=True)), (x,))
+
+    matches(call, grid(*shape, seed=1), *weights)
+
+
+def test_costs(session: Session) -> None:
+    """One ring element an output, whatever the window, and rescaled once; both gradients likewise."""
+    x, weight = encml.share(grid(2, 3, 6, 6)).requires_grad_(), encml.share(grid(4, 3, 3, 3)).requires_grad_()
+    before = session.ledger.total
+    y = F.conv2d(x, weight)
+    assert (session.ledger.total - before).rounds == 0
+    secret(y).settle()
+    spent, n = session.ledger.total - before, y.numel()
+    assert (spent.rounds, spent.bytes) == (3, n * (8 + 2 + 16) + 2 * -(-n // 8))
+    upstream = encml.share(grid(*y.shape))
+    before = session.ledger.total
+    y.backward(upstream)
+    assert session.ledger.total.rounds == before.rounds
+    settle_all(secret(x.grad), secret(weight.grad))
+    spent, sizes = session.ledger.total - before, (x.numel(), weight.numel())
+    assert (spent.rounds, spent.bytes) == (3, sum(n * (8 + 2 + 16) + 2 * -(-n // 8) for n in sizes))
 
 
 def test_conv2d_of_views_and_without_a_batch() -> None:
@@ -65,64 +155,7 @@ def test_conv2d_of_views_and_without_a_batch() -> None:
     matches(lambda a, w: F.conv2d(a.permute(1, 2, 0)[..., :4].permute(2, 0, 1), w), x, weight)
     matches(lambda a, w: F.conv2d(a[None, :, ::2], w.flip(-1)), x, weight)
     matches(lambda a, w: F.conv2d(a[None, :, :1].expand(2, 4, 5, 6), w), x, weight)
-
-
-@pytest.mark.parametrize(
-    "f",
-    [
-        lambda x: F.conv1d(x[0], torch.ones(1, 4, 2)),
-        lambda x: F.conv3d(x[None], torch.ones(1, 2, 1, 1, 1)),
-        lambda x: F.conv_transpose2d(x, torch.ones(4, 1, 2, 2)),
-    ],
-)
-def test_other_convolutions_are_refused(f: Any) -> None:
-    with pytest.raises(UnsupportedOperation, match="conv2d"):
-        f(encml.share(grid(2, 4, 5, 5).float()))
-
-
-POOLS = [
-    {"kernel_size": 2},
-    {"kernel_size": (2, 4)},
-    {"kernel_size": 3},
-    {"kernel_size": 3, "stride": 1},
-    {"kernel_size": 2, "stride": (3, 1)},
-    {"kernel_size": 4, "padding": 2},
-    {"kernel_size": 3, "padding": 1, "stride": 2},
-    {"kernel_size": 3, "padding": (1, 0), "stride": 2, "count_include_pad": False},
-    {"kernel_size": 3, "stride": 2, "ceil_mode": True},
-    {"kernel_size": 3, "stride": 2, "ceil_mode": True, "padding": 1, "count_include_pad": False},
-    {"kernel_size": (3, 2), "stride": (2, 3), "ceil_mode": True, "padding": 1},
-    {"kernel_size": 2, "divisor_override": 3},
-    {"kernel_size": 1},
-]
-
-
-@pytest.mark.parametrize("settings", POOLS, ids=str)
-@pytest.mark.parametrize("shape", [(2, 3, 7, 8), (3, 7, 8), (0, 3, 7, 8)])
-def test_avg_pool2d(settings: dict[str, Any], shape: tuple[int, ...]) -> None:
-    """One rounding, and the divisor's to 2^-f of means below 2 (3 with the override); 9 overlapping gradients."""
-    matches(lambda a: F.avg_pool2d(a, **settings), grid(*shape), ulps=5, grad_ulps=1 + 9 * 3)
-
-
-@pytest.mark.parametrize("settings", POOLS, ids=str)
-def test_avg_pool2d_is_the_layer_and_takes_pending_products(settings: dict[str, Any]) -> None:
-    layer = nn.AvgPool2d(**settings)
-    x, weight = grid(2, 2, 7, 8, seed=1), grid(3, 2, 1, 1, seed=2)
-    matches(lambda a, w: layer(F.conv2d(a, w)), x, weight, ulps=10, grad_ulps=[1 + 9 * 3 * 12, 2 * 56 * 28])
-
-
-def test_pooling_by_powers_of_two_is_one_truncation() -> None:
-    x, weight = grid(2, 2, 8, 8, seed=1), grid(3, 2, 1, 1, seed=2)
-    matches(lambda a, w: F.avg_pool2d(F.conv2d(a, w), 2), x, weight)
-    matches(lambda a: F.avg_pool2d(a, 2), x)
-
-
-@pytest.mark.parametrize("size", [1, (1, 1)])
-def test_adaptive_pooling_to_one(size: Any) -> None:
-    matches(nn.AdaptiveAvgPool2d(size), grid(2, 3, 4, 5), ulps=3, grad_ulps=3)
-    matches(lambda a: F.adaptive_avg_pool2d(a, size), grid(3, 4, 4))
-    with pytest.raises(UnsupportedOperation, match="avg_pool2d"):
-        nn.AdaptiveAvgPool2d(2)(encml.share(grid(2, 3, 4, 5)))
+    matches(lambda a, w: F.conv_transpose2d(a, w.transpose(0, 1)), x, weight)
 
 
 # ReLU ----------------------------------------------------------------------------------------------------------------

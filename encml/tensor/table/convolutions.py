@@ -7,6 +7,12 @@ from typing import Any
 
 import torch
 
+from encml.tensor.handlers import convolution
+
 aten = torch.ops.aten
 
-HANDLERS: dict[Any, Callable[..., Any]] = {}
+HANDLERS: dict[Any, Callable[..., Any]] = {
+    aten.convolution.default: convolution.convolution,
+    aten.convolution_backward.default: convolution.convolution_backward,
+    aten.convolution_overrideable.default: convolution.convolution,
+}

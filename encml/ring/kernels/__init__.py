@@ -1,0 +1,26 @@
+"""Bilinear and linear maps over Z_2^64 that torch lacks, or lacks for int64, in plain wrap-around arithmetic.
+
+All tensors are int64. Products and sums wrap modulo 2^64, as the ring wants.
+"""
+
+from encml.ring.kernels.convolve import convolution, input_gradient, weight_gradient
+from encml.ring.kernels.pooling import (
+    adaptive_places,
+    look_up,
+    put_back,
+    sum_pool,
+    sum_pool_gradient,
+    window_places,
+)
+
+__all__ = [
+    "adaptive_places",
+    "convolution",
+    "input_gradient",
+    "look_up",
+    "put_back",
+    "sum_pool",
+    "sum_pool_gradient",
+    "weight_gradient",
+    "window_places",
+]
