@@ -102,6 +102,11 @@ class Secret:
         return self._seen[1]
 
     @property
+    def made(self) -> bool:
+        """Whether there is a value; only a ``Deferred`` secret may be without one, and works it out when asked."""
+        return True
+
+    @property
     def memory(self) -> Hashable:
         """Stands for the memory that this and its views share: equal for these alone; weakly referable."""
         return self._cell
@@ -215,6 +220,11 @@ class Deferred(Secret):
 
     def __repr__(self) -> str:
         return super().__repr__() if self._made else "Deferred()"
+
+    @property
+    def made(self) -> bool:
+        """See ``Secret.made``."""
+        return self._made is not None
 
     @property
     def _cell(self) -> _Cell:  # type: ignore[override]  # a slot of the base
