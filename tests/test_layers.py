@@ -23,6 +23,7 @@ FLOORS = (
     ("federated",),
     ("serving",),
     ("experiment",),
+    ("bench",),
     ("cli",),
     ("__init__", "__main__"),
 )

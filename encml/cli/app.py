@@ -250,6 +250,57 @@ def query(
     )
 
 
+@app.command(
+    epilog="""
+Examples:
+
+  encml bench --quick
+
+  encml bench --only 'matmul*' --only relu --parties --json bench.json
+
+  encml bench --peer spu=spu-env/bin/python --markdown docs/benchmarks.md
+"""
+)
+def bench(
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", metavar="PATTERN", help="Cases or groups with such a name; may be repeated."),
+    ] = None,
+    in_process: Annotated[
+        bool | None,
+        typer.Option("--in-process/--parties", help="Only in one process, or only as three; default: both."),
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Time every case so often.")] = 5,
+    quick: Annotated[bool, typer.Option("--quick", help="Small sizes: a look at whether all runs.")] = False,
+    threads: Annotated[int, typer.Option(min=1, help="Threads that each process computes with.")] = 1,
+    peers: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--peer",
+            metavar="NAME=PYTHON",
+            help="Also measure spu or crypten, with the Python of an environment that has it; may be repeated.",
+        ),
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures here.")] = None,
+    markdown_file: Annotated[
+        Path | None, typer.Option("--markdown", metavar="FILE", help="Write a page with the tables here.")
+    ] = None,
+) -> None:
+    """Measure what encml costs on this machine: seconds, rounds, bytes and memory."""
+    run_command(
+        "bench",
+        "bench",
+        only=only or [],
+        in_process=in_process,
+        repeats=repeats,
+        quick=quick,
+        threads=threads,
+        peers=peers or [],
+        json_file=json_file,
+        markdown_file=markdown_file,
+    )
+
+
 @app.command()
 def version() -> None:
     """Print the version of encml and of what it computes with."""

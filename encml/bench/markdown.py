@@ -1,0 +1,79 @@
+"""docs/benchmarks.md, made from a benchmark."""
+
+from __future__ import annotations
+
+import shlex
+import textwrap
+
+from encml.bench.records import Benchmark
+from encml.bench.text import Grid, grids, load_text, machine_text, peer_problems_text
+
+_WIDTH = 120
+
+_HEAD = """\
+# Benchmarks
+
+This page is written by `encml bench`; to make it anew, with the other libraries each in an environment of its own:
+
+```sh
+{command}
+```
+
+What the other libraries need is one environment each, for example `python3.11 -m venv spu-env` and
+`spu-env/bin/pip install spu==0.9.5`; CrypTen 0.4.1 wants a PyTorch before 2.5 and is installed with `--no-deps`, since
+it asks for a package that no longer exists. Without `--peer` encml is measured alone.
+"""
+
+_READ = """\
+## How to read it
+
+- A case goes from shares to shares: inputs and weights are shared before, the result stays shared and is complete.
+- **Rounds** and bytes **sent a party** (payload, averaged over the three) are counted; the same at every run and on
+  every machine. **Of declared** compares them with what `encml/mpc/costs.py` declares for the primitive.
+- **Time** is the median of {repeats} repeats, with the shortest and the longest: one process that plays all three
+  parties one after the other; and three processes on this machine that talk TLS 1.3 over loopback, from a moment at
+  which all are ready until the last is done. They share its {cores}.
+- **Memory** is the peak of the process's resident set above what it held before the case ran, as the kernel counts it:
+  without libraries, inputs and weights. With three parties, that of the largest.
+- **Worst error** is the largest |found − true| / max(|true|, 1/8), against float64: at most 2^-12 = 2.4e-4 is a result
+  within two units of the last of 16 fraction bits, or within 2^-12 of itself.
+- A **ratio** below 1 means that encml takes less time. The other library runs right after encml's three processes, on
+  the same cases; what its figures mean is said above its table.
+"""
+
+
+def markdown(benchmark: Benchmark) -> str:
+    """The page, with the command that makes it."""
+    cores = "1 core" if benchmark.machine.cores == 1 else f"{benchmark.machine.cores} cores"
+    made = f"Made on {benchmark.date:%Y-%m-%d}: {machine_text(benchmark.machine)}. {load_text(benchmark.machine)}"
+    if benchmark.quick:
+        made += " Sizes are small, for a quick look."
+    parts = [_HEAD.format(command=_command(benchmark)), _paragraph(made)]
+    parts += [_READ.format(repeats=benchmark.repeats, cores=cores)]
+    parts += [_section(grid) for grid in grids(benchmark)]
+    left_out = [line for peer in benchmark.peers for line in peer_problems_text(peer) if "not among" not in line]
+    if left_out:
+        parts.append("## What another library did not do\n\n" + "\n".join(f"- {line}" for line in left_out) + "\n")
+    return "\n".join(parts)
+
+
+def _command(benchmark: Benchmark) -> str:
+    """As a reader types it, with the environments where this page says to make them."""
+    words = ["encml", "bench", *(f"--only {shlex.quote(pattern)}" for pattern in benchmark.only)]
+    words += ["--quick"] * benchmark.quick
+    alone, apart = (any(getattr(case, place) for case in benchmark.cases) for place in ("in_process", "parties"))
+    words += ["--in-process"] * (alone and not apart) + ["--parties"] * (apart and not alone)
+    words += [f"--repeats {benchmark.repeats} --threads {benchmark.machine.threads}"]
+    words += [f"--peer {peer.name}={peer.name}-env/bin/python" for peer in benchmark.peers]
+    return textwrap.fill(" ".join([*words, "--markdown docs/benchmarks.md"]), _WIDTH - 2).replace("\n", " \\\n  ")
+
+
+def _section(grid: Grid) -> str:
+    about = _paragraph(grid.about) + "\n" if grid.about else ""
+    line = "|---" * grid.texts + "|---:" * (len(grid.columns) - grid.texts)
+    head = f"| {' | '.join(grid.columns)} |\n{line}|\n"
+    return f"## {grid.title}\n\n{about}{head}" + "".join(f"| {' | '.join(row)} |\n" for row in grid.rows)
+
+
+def _paragraph(text: str) -> str:
+    return textwrap.fill(text.strip(), _WIDTH) + "\n"

@@ -1,0 +1,66 @@
+"""Running one case in a session, and what it took."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from encml.bench.case import Case, Job, worst_error
+from encml.bench.memory import peak_memory
+from encml.bench.records import Run
+from encml.errors import UnsupportedOperation
+from encml.mpc.session import Session
+from encml.net.transport import PARTIES
+
+
+def measure(case: Case, session: Session, quick: bool, repeats: int) -> Run | str:
+    """Run ``case`` ``repeats`` times and twice before: once so that everything is compiled, once to count.
+
+    The counted run gives rounds, bytes, memory and the error of its result; the others, nothing but seconds, each from
+    a moment at which all parties were ready. Returns why not, where SharedTensor lacks the function.
+    """
+    try:
+        job = case.prepare(session, case.at(quick))
+        job.run()
+    except UnsupportedOperation as missing:
+        return str(missing)
+    with peak_memory() as memory, session.ledger.measure() as spent:
+        result = job.run()
+    error = None if result is None or job.expected is None else worst_error(result.reveal().detach(), job.expected)
+    del result
+    return Run(
+        seconds=tuple(_timed(job, session) / case.loops for _ in range(repeats)),
+        rounds=spent[0].rounds / case.loops,
+        bytes_per_party=spent[0].bytes_per_party / case.loops,
+        peak_bytes=memory[0],
+        worst_error=error,
+    )
+
+
+def together(runs: tuple[Run, Run, Run]) -> Run:
+    """One record of what the three parties each saw: a party counts the bytes that it sent, and its own memory."""
+    first = runs[0]
+    peaks = [run.peak_bytes for run in runs if run.peak_bytes is not None]
+    return Run(
+        seconds=tuple(max(times) for times in zip(*(run.seconds for run in runs), strict=True)),
+        rounds=first.rounds,
+        # Each party has divided its own bytes by the number of parties, as if the others had sent none.
+        bytes_per_party=sum(run.bytes_per_party for run in runs),
+        peak_bytes=max(peaks, default=None),
+        worst_error=first.worst_error,
+    )
+
+
+def _timed(job: Job, session: Session) -> float:
+    wait_for_all(session)
+    start = time.perf_counter()
+    job.run()
+    return time.perf_counter() - start
+
+
+def wait_for_all(session: Session) -> None:
+    """Wait until all parties are here: after the second round each has heard, through its neighbour, of both others."""
+    parties = session.parties
+    for _ in range(PARTIES - 1):
+        parties.net.rotate(torch.zeros(parties.here, 1, dtype=torch.uint8), +1, "meet")

@@ -1,0 +1,87 @@
+"""Whole networks with secret weights and inputs: private inference, and one step of training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from encml.bench.case import Case, Job, normal
+from encml.bench.primitives import fresh, settled
+from encml.models import seed_network
+from encml.mpc.session import Session
+from encml.tensor import SharedTensor, share
+
+_LEARNING_RATE = 0.01
+_CLASSES = 10
+
+Size = tuple[int, ...]
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def network_a() -> nn.Sequential:
+    """784-128-128-10 with ReLU: network A of SecureML and its successors (Mohassel and Zhang 2017)."""
+    return nn.Sequential(nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, _CLASSES))
+
+
+def _first_weights(make: Callable[[], nn.Sequential]) -> nn.Sequential:
+    """A network with the same weights in every process."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return make()
+
+
+def _inference(session: Session, size: Size) -> Job:
+    """``size``: batch. Images and weights are shared; scores stay shared."""
+    model = _first_weights(seed_network)
+    images = normal(size[0], 1, 28, 28).clamp(0, 1)
+    x, shared = share(images, session=session), share(model, session=session)
+
+    def run() -> SharedTensor:
+        with torch.no_grad():
+            return settled(shared(fresh(x)))
+
+    with torch.no_grad():
+        return Job(run, model.double()(images.double()))
+
+
+def _training(loss: Loss) -> Callable[[Session, Size], Job]:
+    """One step of SGD on secret images and secret one-hot labels; ``size``: batch."""
+
+    def prepare(session: Session, size: Size) -> Job:
+        images = normal(size[0], 784).clamp(0, 1)
+        labels = F.one_hot(torch.arange(size[0]) % _CLASSES, _CLASSES).float()
+        model = share(_first_weights(network_a), session=session)
+        x, y = share(images, session=session), share(labels, session=session)
+        optimizer = torch.optim.SGD(model.parameters(), lr=_LEARNING_RATE)
+
+        def run() -> None:
+            optimizer.zero_grad()
+            loss(model(fresh(x)), fresh(y)).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            for parameter in model.parameters():
+                settled(parameter)
+
+        return Job(run)
+
+    return prepare
+
+
+def _seed(batch: int, quick: int) -> Case:
+    does = "seed network, private inference, batch {0}"
+    return Case(f"seed-{batch}", "networks", does, (batch,), (quick,), _inference)
+
+
+def _step(name: str, text: str, loss: Loss) -> Case:
+    does = f"network A, training step, {text}, batch {{0}}"
+    return Case(f"network-a-{name}", "networks", does, (128,), (4,), _training(loss))
+
+
+NETWORKS: tuple[Case, ...] = (
+    _seed(1, 1),
+    _seed(64, 3),
+    _step("mse", "squared error", F.mse_loss),
+    _step("cross-entropy", "cross-entropy", F.cross_entropy),
+)

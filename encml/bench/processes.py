@@ -1,0 +1,62 @@
+"""The cases over three processes of this machine, which talk TLS with keys made for this once."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from encml.bench.case import Case
+from encml.bench.measuring import together
+from encml.bench.records import PartyLine, Run
+from encml.net.certificates import make_cluster_keys
+from encml.net.transport import PARTIES
+from encml.serving.processes import LocalParties, local_config
+
+_TIMEOUT = 120.0
+"""Seconds without progress; longer than any computation between two messages, on a busy machine too."""
+_POLL_SECONDS = 0.05
+
+
+def run_parties(cases: Sequence[Case], quick: bool, repeats: int, threads: int) -> Iterator[tuple[Case, Run | str]]:
+    """Each case and what came out, as soon as all three parties are done with it; see ``measure``.
+
+    The processes end with the generator, whatever ends it. Raises PartyError, with the end of its log, for a party
+    that fails.
+    """
+    with tempfile.TemporaryDirectory(prefix="encml-bench-") as name:
+        folder = Path(name)
+        config = local_config(folder, threads=threads, timeout=_TIMEOUT, connect_timeout=_TIMEOUT)
+        make_cluster_keys(config.keys, [party.host for party in config.parties], clients=(), days=1)
+        arguments = ["--results", name, "--cases", ",".join(case.name for case in cases), "--repeats", str(repeats)]
+        parties = LocalParties(config, "encml.bench.party", [*arguments, *(["--quick"] if quick else [])])
+        try:
+            for rank in range(PARTIES):
+                parties.start(rank)
+            readers = [_lines(folder / f"party-{rank}.jsonl", parties) for rank in range(PARTIES)]
+            for case in cases:
+                zero, one, two = (PartyLine.model_validate_json(next(reader)).outcome for reader in readers)
+                if isinstance(zero, Run) and isinstance(one, Run) and isinstance(two, Run):
+                    yield case, together((zero, one, two))
+                else:
+                    yield case, next(outcome for outcome in (zero, one, two) if isinstance(outcome, str))
+        finally:
+            parties.stop()
+
+
+def _lines(path: Path, parties: LocalParties) -> Iterator[str]:
+    """The lines of a file that a party is still writing."""
+    while not path.exists():
+        parties.check()
+        time.sleep(_POLL_SECONDS)
+    with path.open(encoding="utf-8") as file:
+        line = ""
+        while True:
+            line += file.readline()
+            if line.endswith("\n"):
+                yield line
+                line = ""
+            else:
+                parties.check()
+                time.sleep(_POLL_SECONDS)

@@ -1,0 +1,121 @@
+"""What the benchmark found, typed, as it is written to JSON."""
+
+from __future__ import annotations
+
+import statistics
+from datetime import datetime
+from typing import Literal
+
+from pydantic import Field
+
+from encml.experiment.metrics import Environment, Record
+
+Seconds = tuple[float, ...]
+
+
+class Timed(Record):
+    """Seconds of every repeat, in order."""
+
+    seconds: Seconds = Field(min_length=1)
+
+    @property
+    def median(self) -> float:
+        """The repeat in the middle."""
+        return statistics.median(self.seconds)
+
+
+class Run(Timed):
+    """One case where it ran: of one session, or, while three parties report, of one of them.
+
+    ``bytes_per_party`` is payload sent, averaged over the parties. ``seconds`` of real parties: until the last of them
+    was done. ``peak_bytes``: see ``encml.bench.memory``; of real parties the largest. ``worst_error``: the largest
+    |found - true| / max(|true|, 1/8) against float64.
+    """
+
+    rounds: float
+    bytes_per_party: float
+    peak_bytes: int | None
+    worst_error: float | None
+
+
+class PartyLine(Record):
+    """What a party reports of one case: its figures, or why SharedTensor cannot do it."""
+
+    name: str
+    outcome: Run | str
+
+
+class Declared(Record):
+    """What the case should cost, from the library's own table."""
+
+    rounds: int
+    bytes_per_party: float
+
+
+class CaseRecord(Record):
+    """One case. ``unsupported`` says why it could not run."""
+
+    name: str
+    group: str
+    does: str
+    size: tuple[int, ...]
+    declared: Declared | None
+    in_process: Run | None = None
+    parties: Run | None = None
+    unsupported: str | None = None
+
+    @property
+    def run(self) -> Run | None:
+        """Where it ran; real parties first."""
+        return self.parties or self.in_process
+
+
+class PeerCase(Timed):
+    """The same case in another library. ``rounds``: as that library counts them, where it does."""
+
+    name: str
+    rounds: float | None = None
+    bytes_per_party: float | None = None
+    worst_error: float | None = None
+
+
+class PeerFailure(Record):
+    """A case that the other library did not do, and why."""
+
+    name: str
+    problem: str
+
+
+class Peer(Record):
+    """Another library: how it was set up, and what it took. ``problem``: what ended it early."""
+
+    name: str
+    version: str
+    setting: str
+    cases: tuple[PeerCase, ...]
+    failures: tuple[PeerFailure, ...]
+    problem: str | None
+
+
+class Machine(Environment):
+    """Where the benchmark ran. ``load``: the average number of running processes in the minute before it began."""
+
+    commit: str | None
+    cpu: str
+    memory_bytes: int | None
+    threads: int
+    load: float | None
+
+
+class Benchmark(Record):
+    """A whole benchmark."""
+
+    schema_version: Literal[1] = 1
+    date: datetime
+    only: tuple[str, ...]
+    """The patterns by which cases were chosen; empty: all of them."""
+    quick: bool
+    repeats: int
+    machine: Machine
+    cases: tuple[CaseRecord, ...]
+    peers: tuple[Peer, ...]

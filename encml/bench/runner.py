@@ -1,0 +1,117 @@
+"""A whole benchmark: encml in one process, encml over TLS, and other libraries beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import torch
+
+from encml.bench.beside import Interpreter, run_peer
+from encml.bench.case import Case
+from encml.bench.cases import choose
+from encml.bench.machine import this_machine
+from encml.bench.measuring import measure
+from encml.bench.processes import run_parties
+from encml.bench.records import Benchmark, CaseRecord, Declared, Run
+from encml.mpc.session import Session
+from encml.net.local import LocalTransport
+
+Told = Callable[[str, str], None]
+"""Hears where a case is done, and its name."""
+
+IN_PROCESS, PARTIES = "in one process", "three parties over TLS"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to run: the cases that fit ``only``, see ``choose``; ``in_process`` and ``parties``: where.
+
+    ``threads``: those that each process computes with.
+    """
+
+    only: tuple[str, ...]
+    in_process: bool
+    parties: bool
+    repeats: int
+    quick: bool
+    threads: int
+    peers: tuple[Interpreter, ...] = ()
+
+    @property
+    def cases(self) -> tuple[Case, ...]:
+        """The chosen cases. Raises ConfigError for a pattern that fits nothing."""
+        return choose(self.only)
+
+    @property
+    def steps(self) -> dict[str, int]:
+        """Where cases run, in order, and how many."""
+        places = [IN_PROCESS] * self.in_process + [PARTIES] * self.parties + [peer.name for peer in self.peers]
+        return dict.fromkeys(places, len(self.cases))
+
+
+def run_benchmark(plan: Plan, told: Told) -> Benchmark:
+    """Run it; ``told`` is called after every case. Raises PartyError where a party of encml fails.
+
+    The places take turns, so nothing of the benchmark runs beside what is timed.
+    """
+    date, machine, cases = datetime.now(UTC), this_machine(plan.threads), plan.cases
+    alone: dict[str, Run | str] = {}
+    apart: dict[str, Run | str] = {}
+    if plan.in_process:
+        for case, outcome in _in_process(cases, plan.quick, plan.repeats, plan.threads):
+            alone[case.name] = outcome
+            told(IN_PROCESS, case.name)
+    if plan.parties:
+        for case, outcome in run_parties(cases, plan.quick, plan.repeats, plan.threads):
+            apart[case.name] = outcome
+            told(PARTIES, case.name)
+    peers = []
+    for peer in plan.peers:
+
+        def one(name: str, place: str = peer.name) -> None:
+            told(place, name)
+
+        peers.append(run_peer(peer, cases, plan.quick, plan.repeats, plan.threads, one))
+    return Benchmark(
+        date=date,
+        only=plan.only,
+        quick=plan.quick,
+        repeats=plan.repeats,
+        machine=machine,
+        cases=tuple(_record(case, plan.quick, alone.get(case.name), apart.get(case.name)) for case in cases),
+        peers=tuple(peers),
+    )
+
+
+def _in_process(cases: Sequence[Case], quick: bool, repeats: int, threads: int) -> Iterator[tuple[Case, Run | str]]:
+    with _threads(threads):
+        for case in cases:
+            with Session(LocalTransport()) as session:
+                yield case, measure(case, session, quick, repeats)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _record(case: Case, quick: bool, alone: Run | str | None, apart: Run | str | None) -> CaseRecord:
+    declared = case.declaration(quick)
+    return CaseRecord(
+        name=case.name,
+        group=case.group,
+        does=case.title(quick),
+        size=case.at(quick),
+        declared=None if declared is None else Declared(rounds=declared[0], bytes_per_party=declared[1]),
+        in_process=alone if isinstance(alone, Run) else None,
+        parties=apart if isinstance(apart, Run) else None,
+        unsupported=next((outcome for outcome in (alone, apart) if isinstance(outcome, str)), None),
+    )

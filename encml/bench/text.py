@@ -1,0 +1,145 @@
+"""The figures as tables for people: rows of text, for the terminal and for Markdown alike."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from encml.bench.records import Benchmark, CaseRecord, Declared, Machine, Peer, PeerCase, Run, Timed
+from encml.experiment.text import bytes_text
+
+_UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """A table: its title, a sentence about it, columns and rows; the first ``texts`` columns are text, then figures."""
+
+    title: str
+    about: str
+    texts: int
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def grids(benchmark: Benchmark) -> list[Grid]:
+    """encml's own table, then one for each other library."""
+    return [_own(benchmark), *(_beside(benchmark, peer) for peer in benchmark.peers)]
+
+
+def machine_text(machine: Machine) -> str:
+    """The machine and what ran on it, in a sentence."""
+    memory = "" if machine.memory_bytes is None else f" and {machine.memory_bytes / 2**30:.0f} GiB of memory"
+    cores = "1 core" if machine.cores == 1 else f"{machine.cores} cores"
+    threads = "one thread" if machine.threads == 1 else f"{machine.threads} threads"
+    which = machine.encml if machine.commit is None else f"at commit {machine.commit}"
+    return (
+        f"{machine.cpu}, {cores}{memory}, {machine.system}; encml {which}, "
+        f"PyTorch {machine.packages['torch']}, Python {machine.python}; {threads} a process"
+    )
+
+
+def load_text(machine: Machine) -> str:
+    """Whether other programs ran on the machine; empty where that is not known."""
+    if machine.load is None:
+        return ""
+    busy = f"before the first case {machine.load:.1f} processes were running on average"
+    if machine.load < 0.2 * machine.cores:
+        return f"The machine was otherwise quiet ({busy})."
+    return f"Other work went on at the same time ({busy}), so seconds are too long and vary; rounds and bytes do not."
+
+
+def _own(benchmark: Benchmark) -> Grid:
+    alone = any(case.in_process for case in benchmark.cases)
+    apart = any(case.parties for case in benchmark.cases)
+    columns = ["case", "what", "rounds", "sent a party", "of declared", "worst error"]
+    columns += ["one process", "memory"] * alone + ["three parties, TLS", "memory of one"] * apart
+    rows = []
+    for case in benchmark.cases:
+        if case.run is None:
+            rows.append((case.name, f"{case.does}: not supported", *[""] * (len(columns) - 2)))
+            continue
+        cells = [case.name, case.does, _count(case.run.rounds), bytes_text(case.run.bytes_per_party)]
+        cells += [_of_declared(case.run, case.declared), _error(case.run.worst_error)]
+        cells += [*_time_and_memory(case.in_process)] * alone + [*_time_and_memory(case.parties)] * apart
+        rows.append(tuple(cells))
+    title = "encml" if not benchmark.quick else "encml, small sizes for a quick look"
+    return Grid(title, "", 2, tuple(columns), tuple(rows))
+
+
+def _beside(benchmark: Benchmark, peer: Peer) -> Grid:
+    """Seconds, bytes and errors of both, and how they compare."""
+    theirs = {case.name: case for case in peer.cases}
+    columns = ("case", "encml", peer.name, "encml / " + peer.name, "sent: encml", peer.name, "error: encml", peer.name)
+    rows = [
+        (
+            case.does,
+            span_text(case.run),
+            span_text(theirs[case.name]),
+            ratio_text(case.run.median, theirs[case.name].median),
+            *_sent_and_errors(case.run, theirs[case.name]),
+        )
+        for case in benchmark.cases
+        if case.run is not None and case.name in theirs
+    ]
+    return Grid(f"encml beside {peer.name} {peer.version}", f"{peer.name}: {peer.setting}.", 1, columns, tuple(rows))
+
+
+def _sent_and_errors(ours: Run, theirs: PeerCase) -> tuple[str, str, str, str]:
+    sent = "" if theirs.bytes_per_party is None else bytes_text(theirs.bytes_per_party)
+    # Errors are compared where both have one.
+    both = ours.worst_error is not None and theirs.worst_error is not None
+    errors = (_error(ours.worst_error), _error(theirs.worst_error)) if both else ("", "")
+    return bytes_text(ours.bytes_per_party), sent, *errors
+
+
+def _time_and_memory(run: Run | None) -> tuple[str, str]:
+    if run is None:
+        return "", ""
+    return span_text(run), "" if run.peak_bytes is None else bytes_text(run.peak_bytes)
+
+
+def _of_declared(run: Run, declared: Declared | None) -> str:
+    if declared is None:
+        return ""
+    same = run.rounds == declared.rounds and math.isclose(run.bytes_per_party, declared.bytes_per_party)
+    return "the same" if same else ratio_text(run.bytes_per_party, declared.bytes_per_party)
+
+
+def span_text(timed: Timed) -> str:
+    """Median (smallest–largest), in the unit of the median: 12.3 ms (11.9–14.0)."""
+    size, unit = next((entry for entry in _UNITS if timed.median >= entry[0]), _UNITS[-1])
+    low, middle, high = (_three(value / size) for value in (min(timed.seconds), timed.median, max(timed.seconds)))
+    return f"{middle} {unit} ({low}–{high})"
+
+
+def ratio_text(ours: float, theirs: float) -> str:
+    """ours / theirs: 0.42×."""
+    return f"{_three(ours / theirs)}×" if theirs else ""
+
+
+def _count(rounds: float) -> str:
+    return f"{rounds:g}"
+
+
+def _error(value: float | None) -> str:
+    return "" if value is None else "0" if value == 0 else f"{value:.1e}"
+
+
+def _three(value: float) -> str:
+    """Three digits, without an exponent: 0.0123, 1.23, 123, 12345."""
+    if value == 0 or value >= 100:
+        return f"{value:.0f}"
+    places = 2 - math.floor(math.log10(value))
+    return f"{value:.{max(0, places)}f}"
+
+
+def unsupported_text(cases: tuple[CaseRecord, ...]) -> list[str]:
+    """Why cases could not run, one line each."""
+    return [f"{case.name}: {case.unsupported}" for case in cases if case.unsupported is not None]
+
+
+def peer_problems_text(peer: Peer) -> list[str]:
+    """What a peer did not do, and why, one line each."""
+    ended = [] if peer.problem is None else [f"{peer.name}: {peer.problem}"]
+    return [f"{peer.name}: {failure.name}: {failure.problem}" for failure in peer.failures] + ended

@@ -1,0 +1,108 @@
+"""The command ``bench``."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from encml.bench.beside import parse_peer
+from encml.bench.markdown import markdown
+from encml.bench.runner import Plan, Told, run_benchmark
+from encml.bench.text import Grid, grids, load_text, machine_text, peer_problems_text, unsupported_text
+from encml.cli.late import error_console
+from encml.errors import ConfigError
+
+_log = logging.getLogger(__name__)
+
+
+def bench(
+    only: Sequence[str],
+    in_process: bool | None,
+    repeats: int,
+    quick: bool,
+    threads: int,
+    peers: Sequence[str],
+    json_file: Path | None,
+    markdown_file: Path | None,
+) -> None:
+    """Measure, print tables, and write files. Raises ConfigError, or PartyError where a party fails."""
+    plan = Plan(
+        only=tuple(only),
+        in_process=in_process is not False,
+        parties=in_process is not True,
+        repeats=repeats,
+        quick=quick,
+        threads=threads,
+        peers=tuple(parse_peer(text) for text in peers),
+    )
+    if plan.peers and not plan.parties:
+        raise ConfigError("--peer: other libraries run as processes that send; leave --in-process out")
+    for path in (json_file, markdown_file):
+        _check_writable(path)
+    with _progress(plan) as told:
+        benchmark = run_benchmark(plan, told)
+    if json_file is not None:
+        _write(json_file, benchmark.model_dump_json(indent=2) + "\n")
+    if markdown_file is not None:
+        _write(markdown_file, markdown(benchmark))
+    console = Console()
+    console.print(f"{machine_text(benchmark.machine)}. {load_text(benchmark.machine)}")
+    for grid in grids(benchmark):
+        console.print(_table(grid))
+    for line in unsupported_text(benchmark.cases):
+        error_console.print(line, markup=False, soft_wrap=True)
+    for peer in benchmark.peers:
+        for line in peer_problems_text(peer):
+            error_console.print(line, markup=False, soft_wrap=True)
+
+
+def _table(grid: Grid) -> Table:
+    table = Table(title=grid.title, caption=grid.about or None)
+    for place, name in enumerate(grid.columns):
+        table.add_column(name, justify="right" if place >= grid.texts else "left")
+    for row in grid.rows:
+        table.add_row(*row)
+    return table
+
+
+@contextmanager
+def _progress(plan: Plan) -> Iterator[Told]:
+    """A bar for each place on a terminal, else a line in the log for each case."""
+    if not error_console.is_terminal:
+        yield lambda place, name: _log.info("%s: %s", place, name)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TextColumn("{task.fields[last]}"), console=error_console, transient=True) as progress:
+        tasks = {
+            place: progress.add_task(place, total=count, start=False, last="") for place, count in plan.steps.items()
+        }
+        yield _teller(progress, tasks)
+
+
+def _teller(progress: Progress, tasks: dict[str, TaskID]) -> Callable[[str, str], None]:
+    progress.start_task(next(iter(tasks.values())))
+
+    def told(place: str, name: str) -> None:
+        progress.start_task(tasks[place])
+        progress.update(tasks[place], advance=1, last=name)
+
+    return told
+
+
+def _check_writable(path: Path | None) -> None:
+    """Before minutes of measuring rather than after."""
+    if path is not None and not path.parent.is_dir():
+        raise ConfigError(f"{path}: there is no folder {path.parent}")
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written: {error.strerror}") from None
