@@ -65,7 +65,7 @@ class _Kept:
 
 
 def softmax(x: SharedTensor, dim: int, half_to_float: bool = False) -> SharedTensor:
-    """_softmax, see ``encml.mpc.functions.softmax``: 52 rounds and 3.3 kB a party for 10 entries."""
+    """_softmax, see ``encml.mpc.functions.softmax``: 52 rounds and 2.6 kB a party for 10 entries."""
     parties, f = x.session.parties, x.session.fraction_bits
 
     def values(columns: _Columns, payload: Tensor, hidden: Tensor | None) -> Secret:
