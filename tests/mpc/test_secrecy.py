@@ -16,7 +16,10 @@ from plain_ring import wrap
 from torch import Tensor
 
 from encml.mpc import dealing, sharing
+from encml.mpc.circuits import any_above, bits_at, one_hot
 from encml.mpc.comparison import invert, negative, select, to_arithmetic
+from encml.mpc.functions.exponent import exponents
+from encml.mpc.lookup import lookup
 from encml.mpc.multiplication import and_bits, product
 from encml.mpc.parties import Parties, known
 from encml.mpc.truncation import truncate, truncate_rows
@@ -63,6 +66,11 @@ def from_owner(owner: int) -> Case:
     return Case(run, RING, ("x_o",), insiders=(owner,))
 
 
+def both_planes(inputs: Inputs) -> Tensor:
+    return torch.stack([inputs.bits(0).plane, inputs.bits(1).plane], 1)
+
+
+PLANES = ((0, 0), (0, 1), (1, 0), (1, 1))
 PAIR = ("low", "high")
 DEAL = ("a", "c0", "b")
 CASES: dict[str, Case] = {
@@ -92,8 +100,25 @@ CASES: dict[str, Case] = {
     "select": Case(
         lambda p, i: select(p, i.bits(0), i.payload(1)), ((0, 5), (1, 5), (1, -(2**60)), (0, 2**61)), ("masks", *PAIR)
     ),
+    "look-up": Case(
+        lambda p, i: lookup(p, both_planes(i), N, [[2**40 + 1, -7], [3, 5], [0, 2**62]], "test"),
+        PLANES,
+        ("masks", *PAIR),
+    ),
+    "OR prefixes": Case(lambda p, i: any_above(p, both_planes(i), "test"), PLANES, ("level 1",)),
+    "one-hot": Case(
+        lambda p, i: one_hot(p, both_planes(i), "test", mask=i.bits(2).plane),
+        ((0, 0, 0), (1, 1, 1), (0, 1, 1), (1, 1, 0)),
+        ("mask", "both"),
+    ),
+    "bits 4 to 6": Case(
+        lambda p, i: bits_at(p, i.payload(0), 4, 3, "test"),
+        RING,
+        ("s0", *PAIR, "low level 1", "high level 1", "low level 2", "carry"),
+    ),
 }
 LARGE: dict[str, Case] = {
+    "exponents": Case(lambda p, i: exponents(p, i.payload(0), 52, "test", signed=True), ((0,), (2**9 - 3,), (-77,))),
     "compare 64 bits": Case(lambda p, i: negative(p, i.payload(0)), RING[1:]),
     "relu": Case(relu, RING[1:]),
 }

@@ -31,7 +31,6 @@ from encml.mpc.functions.polynomial import constant
 from encml.mpc.lookup import lookup
 from encml.mpc.multiplication import and_bits
 from encml.mpc.parties import Parties
-from encml.ring.bits import WORD
 from encml.ring.fixed import RANGE_BITS
 
 
@@ -105,14 +104,14 @@ class Table:
 def exponents(
     parties: Parties, payload: Tensor, fraction_bits: int, operation: str, *, signed: bool, zero: bool = True
 ) -> Exponents:
-    """The exponents of a payload (S, n) with |x| < 2^(62 - f). 9 rounds, 55 B a party and element signed, 39 B else.
+    """The exponents of a payload (S, n) with |x| < 2^(62 - f). 9 rounds, 49 B a party and element signed, 33 B else.
 
     signed: of |x|. Else of x, and where x < 0 no plane is 1, so that every table gives 0.
     zero: whether x = 0 has the exponent 0 or, if not signed, no plane that is 1.
     """
     n = payload[0].numel()
     count = RANGE_BITS - fraction_bits
-    p, g = propagate_and_generate(parties, payload, WORD, operation)
+    p, g = propagate_and_generate(parties, payload, count + 2, operation)  # the last one is the sign
     ends = p[:, 1 : count + 1] ^ p[:, :count] ^ g[:, :count]
     ends_of_ones = flipped(parties, p[:, 1 : count + 1] ^ g[:, :count])
     jobs: list[Callable[[], Tensor]] = [

@@ -1,9 +1,10 @@
 """exp over the whole range: whole powers of two from tables, the rest from a polynomial.
 
 exp(x) = 2^t with t = x log2(e) = n + 1/2 + w, n whole and w in [-1/2, 1/2). t is x times a public integer, not
-rescaled: its fraction takes F = f + c bits. n comes from the six bits above them, as one-hot planes of two octal digits, so that
-2^n is the product of two table entries; then w = t - n - 1/2 is linear, and 2^(1/2 + w) a polynomial of degree 4. The
-public factor is off by up to 2^-c of itself: exp(x) is 2^(t L) with L = 1 + that, and the table says 2^(n L).
+rescaled: its fraction takes F = f + c bits. n comes from the six bits above them, as one-hot planes of two octal
+digits, so that 2^n is the product of two table entries; then w = t - n - 1/2 is linear, and 2^(1/2 + w) a polynomial of
+degree 4. The public factor is off by up to 2^-c of itself: exp(x) is 2^(t L) with L = 1 + that, and the table says
+2^(n L).
 """
 
 from __future__ import annotations
@@ -36,8 +37,9 @@ _PLANES = 8
 def exp(parties: Parties, payload: Tensor, fraction_bits: int, *, nonpositive: bool = False) -> Tensor:
     """exp(x) of a payload (S, *shape) at f fraction bits, as such a payload. 21 rounds; reveals nothing.
 
-    166 B a party and element; 143 B where all x <= 0 is known (``nonpositive``; else wrong). Off by less than 2 ulp or
-    2^-12 of it. Results beyond 2^(62-2f) become that, from 0.999 of it on; where exp(x) is below one unit, 2^-f, it is 0.
+    170 B a party and element; 140 B where all x <= 0 is known (``nonpositive``; else wrong). Off by less than 2 ulp or
+    2^-12 of it. Results beyond 2^(62-2f) become that, from 0.999 of it on; where exp(x) is below one unit, 2^-f, it is
+    0.
     """
     f, x = fraction_bits, payload.reshape(len(payload), -1)
     n = x[0].numel()

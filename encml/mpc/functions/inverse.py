@@ -24,18 +24,18 @@ from torch import Tensor
 
 from encml.mpc.circuits import flipped
 from encml.mpc.comparison import SecretBits, negative, select
+from encml.mpc.flags import packed, unpacked
 from encml.mpc.functions.exponent import Exponents, Groups, Table, exponents
 from encml.mpc.functions.polynomial import Fit, Polynomial, constant, multiply
 from encml.mpc.lookup import lookup
 from encml.mpc.multiplication import and_bits, product
 from encml.mpc.parties import Parties
 from encml.mpc.truncation import MAX_SHIFT, truncate, truncate_rows
-from encml.ring.bits import from_plane, to_planes
 from encml.ring.fixed import RANGE_BITS
 
 
 def reciprocal(parties: Parties, payload: Tensor, fraction_bits: int) -> Tensor:
-    """1/x, of either sign. 27 rounds, 197 B a party and element.
+    """1/x, of either sign. 27 rounds, 191 B a party and element.
 
     Off by less than 2 ulp or 2^-13 of it. 1/0 is a positive number beyond 2^f, the reciprocal of the smallest number.
     """
@@ -56,7 +56,7 @@ def reciprocal(parties: Parties, payload: Tensor, fraction_bits: int) -> Tensor:
 
 
 def rsqrt(parties: Parties, payload: Tensor, fraction_bits: int) -> Tensor:
-    """1/sqrt(x) for x > 0. 27 rounds, 172 B a party and element.
+    """1/sqrt(x) for x > 0. 27 rounds, 166 B a party and element.
 
     Off by less than 2 ulp or 2^-13 of it (f <= 20). x = 0 gives a number beyond 2^(f/2), the root of the smallest
     number's reciprocal; x < 0 gives 0.
@@ -66,7 +66,7 @@ def rsqrt(parties: Parties, payload: Tensor, fraction_bits: int) -> Tensor:
     size, count = e.groups.size, e.groups.count
     room = 59 - (3 * f + 2) // 2
     digits = min(16, room // 2)
-    table_bits = room - digits
+    table_bits = min(room - digits, MAX_SHIFT - digits)
     tables = [
         _lift(e),
         _place(e),
@@ -80,7 +80,7 @@ def rsqrt(parties: Parties, payload: Tensor, fraction_bits: int) -> Tensor:
 
 
 def sqrt(parties: Parties, payload: Tensor, fraction_bits: int) -> Tensor:
-    """sqrt(x) for x >= 0; 0 for x < 0. 27 rounds, 172 B a party and element.
+    """sqrt(x) for x >= 0; 0 for x < 0. 27 rounds, 166 B a party and element.
 
     Off by less than 2 ulp or 2^-13 of it; sqrt(0) = 0 exactly.
     """
@@ -100,7 +100,7 @@ def sqrt(parties: Parties, payload: Tensor, fraction_bits: int) -> Tensor:
 
 
 def log(parties: Parties, payload: Tensor, fraction_bits: int) -> Tensor:
-    """The natural logarithm of x > 0. 27 rounds, 158 B a party and element.
+    """The natural logarithm of x > 0. 27 rounds, 153 B a party and element.
 
     Off by less than 2 ulp or 2^-13 of it. x <= 0 gives what is below the smallest number's logarithm, -f log 2, by 2 to
     3.
@@ -119,11 +119,12 @@ def log(parties: Parties, payload: Tensor, fraction_bits: int) -> Tensor:
 
 
 def divide(parties: Parties, numerator: Tensor, divisor: Tensor, fraction_bits: int) -> Tensor:
-    """n/x of two payloads, of any signs; x broadcasts to n's shape. 27 rounds, 300 B a party and element.
+    """n/x of two payloads, of any signs; x broadcasts to n's shape. 27 rounds, 294 B a party and element.
 
-    Off by less than 2 ulp or 2^-12 of it (f >= 12). Quotients beyond 2^(62-2f), and n/0, become plus or minus
-    2^(62-2f), from 3/4 of that on: n is compared with x first, so that nothing wraps around. Of a divisor that
-    broadcasts only the comparison and the products with n are paid for every element of n, some 100 B.
+    Off by less than 2 ulp or 2^-12 of it (f >= 12). Quotients beyond 2^(62-2f) become plus or minus that, from 3/4 of
+    it on: n is compared with x first, so that nothing wraps around. n/0 is the same, positive for n >= 0 and for many a
+    small n < 0. Of a divisor that broadcasts only the comparison and the products with n are paid for every element of
+    n, some 100 B.
     """
     f, name, shape = fraction_bits, "divide", numerator.shape
     x = divisor.reshape(len(divisor), -1)
@@ -155,8 +156,8 @@ def divide(parties: Parties, numerator: Tensor, divisor: Tensor, fraction_bits: 
     def sign() -> Tensor:
         if x[0].numel() == shape[1:].numel():
             return e.sign
-        bits = torch.stack([from_plane(plane, x[0].numel()) for plane in e.sign])
-        return torch.stack([to_planes(row.flatten(), 1)[0] for row in spread(bits)])
+        flags = unpacked(SecretBits(e.sign, (x[0].numel(),)))
+        return packed(spread(flags)).plane
 
     def scaled() -> Tensor:
         # n 2^(f+1-e), which in its branch fits into the ring; rounded only where the divisor is beyond 1.
