@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from encml.inspect.opened import Opened, largest, plainly
+from encml.inspect.opened import Opened, Plain, largest
+from encml.ring.fixed import bound
 from encml.tensor.shared import SharedTensor
 
 
@@ -96,6 +97,21 @@ class Bounds:
             return _CURVE_SHARE * exact.abs() + self.ulp * (2 + times * growth)
         return _LOOSE_ULPS * self.ulp * (1 + self._largest_input()) + _LOOSE_SHARE * largest(exact)
 
+    def compared(self, exact: Tensor) -> Tensor | None:
+        """Which elements of a result can be compared; None if all.
+
+        Infinity in, as for what a mask hides, may be infinity or NaN out, which fixed point has no number for; filling
+        with infinity fills with half of the range's lower end.
+        """
+        if self.family == "masked_fill":
+            return exact != -bound(self.fraction_bits) / 2
+        inputs = [self.values.of(x) for x in self._secrets()] + [x for x in self._public if isinstance(x, Tensor)]
+        if all(math.isfinite(x) for x in self._public if not isinstance(x, Tensor)) and all(
+            bool(x.isfinite().all()) for x in inputs
+        ):
+            return None
+        return exact.isfinite()
+
     def may_differ(self) -> Tensor | None:
         """Where a comparison may go either way; None where it must be exact."""
         if self.family not in _COMPARISONS:
@@ -162,7 +178,7 @@ class Bounds:
 
         args, kwargs = self.arguments
         bounding = (tuple(extreme(x) for x in args), {key: extreme(x) for key, x in kwargs.items()})
-        total = plainly(self.func, bounding, lambda x: _magnitude(self.values.of(x)))
+        total = Plain(self.func, bounding, lambda x: _magnitude(self.values.of(x))).result
         return total * self.ulp if isinstance(total, Tensor) and total.shape == exact.shape else exact.abs() * self.ulp
 
 

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from encml.errors import CheckError, UnsupportedOperation
 from encml.inspect.bounds import Bounds, name_of, range_of
-from encml.inspect.opened import Opened, Shadows, largest, opened, plainly
+from encml.inspect.opened import Opened, Plain, Shadows, largest, memory_of, opened
 from encml.inspect.places import Places, user_line
 from encml.inspect.report import Finding, ModuleRecord, Report
 from encml.net.transport import PARTIES
@@ -24,6 +24,8 @@ aten = torch.ops.aten
 
 _UNDEFINED = {aten.empty_like.default, aten.new_empty.default, aten.new_empty_strided.default}
 """Their results are whatever was in memory, in PyTorch."""
+_WRITTEN_UNSAID = {aten.native_batch_norm.default: ("running_mean", "running_var")}
+"""Arguments that are written without the schema's saying so."""
 _POSITIONS = {torch.int64}
 """Results that say where something is: after rounding, equal candidates may stand in another order."""
 _SCALE = "scale the data or the weights down, or give the session fewer fraction bits (now {f}), which widens the range"
@@ -80,18 +82,18 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # PyTorch's h
         return self._compared(func, (args, kwargs), secrets)
 
     def _compared(self, func: Any, arguments: tuple[Any, Any], secrets: list[SharedTensor]) -> Any:
-        memories = {secret(x).memory for x in secrets}
-        written = {id(x) for x in _written(func, *arguments)}
-        values = Opened(secrets)
+        memories = {memory_of(x) for x in secrets}
+        written = {id(x): x for x in _written(func, *arguments) if isinstance(x, SharedTensor)}
+        values = Opened(secrets, self._shadows)
         shadows = {id(x): self._shadows.of(x).clone() for x in secrets}
         result = func(*arguments[0], **arguments[1])
         leaves = tree_leaves(result)
-        new = [
-            place
+        new = {
+            place: x
             for place, x in enumerate(leaves)
-            if isinstance(x, SharedTensor) and (secret(x).memory not in memories or id(x) in written)
-        ]
-        if not new:
+            if isinstance(x, SharedTensor) and memory_of(x) not in memories and id(x) not in written
+        }
+        if not new and not written:
             return result
         f = secrets[0].session.fraction_bits
         rounding = values.settle(written)
@@ -102,37 +104,43 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # PyTorch's h
                 f"a product that was still to be rounded changed by {rounding:.4g} then, at most 1 ulp is allowed: it "
                 f"was out of range. What to do: {_SCALE.format(f=f)}.",
             )
-        exact = tree_leaves(plainly(func, arguments, values.of))
-        ideal = tree_leaves(plainly(func, arguments, lambda x: shadows[id(x)]))
+        exact = Plain(func, arguments, values.of)
+        ideal = Plain(func, arguments, lambda x: shadows[id(x)])
         bounds = Bounds(func, arguments, values, f)
-        for place in new:
-            if len(exact) == len(leaves) == len(ideal):
-                self._judge(func, bounds, leaves[place], exact[place], ideal[place], bool(written))
-            else:
-                self._report.unchecked.add(name_of(func))
+        for x in written.values():
+            self._judge(func, bounds, x, exact.copy_of(x), ideal.copy_of(x), writes=True)
+        exact_leaves, ideal_leaves = tree_leaves(exact.result), tree_leaves(ideal.result)
+        comparable = len(exact_leaves) == len(leaves) == len(ideal_leaves)
+        for place, x in new.items():
+            wanted = (exact_leaves[place], ideal_leaves[place]) if comparable else (None, None)
+            self._judge(func, bounds, x, *wanted, writes=False)
         return result
 
-    def _judge(self, func: Any, bounds: Bounds, x: SharedTensor, exact: Any, ideal: Any, writes: bool) -> None:
+    def _judge(self, func: Any, bounds: Bounds, x: SharedTensor, exact: Any, ideal: Any, *, writes: bool) -> None:
         """One result: its range, its own error, and that since the beginning."""
         if not (isinstance(exact, Tensor) and isinstance(ideal, Tensor) and exact.shape == x.shape == ideal.shape):
             self._report.unchecked.add(name_of(func))
             return
-        self._shadows.set(x, ideal)
+        self._shadows.set(x, exact, ideal)
+        if not secret(x).made:
+            return
         record = self._report.records.setdefault(self._places.here, ModuleRecord())
         record.operations += 1
-        found, ulp = opened(x), bounds.ulp
         if x.dtype == torch.bool:
-            self._judge_bools(func, bounds, found, exact)
+            self._judge_bools(func, bounds, opened(x), exact)
             return
-        exact, ideal = exact.double(), ideal.double()
+        found, exact, ideal = opened(x).double(), exact.double(), ideal.double()
+        compared = bounds.compared(exact)
+        if compared is not None:
+            found, exact, ideal = (values.where(compared, 0.0) for values in (found, exact, ideal))
         if self._overflows(func, bounds, x, exact, record) or (x.dtype in _POSITIONS and not bounds.is_linear):
             return
-        error, allowed = (found.double() - exact).abs(), bounds.error(exact, writes)
-        if (worst := largest(error) / ulp) > record.local_error:
+        error, allowed = (found - exact).abs(), bounds.error(exact, writes)
+        if (worst := largest(error) / bounds.ulp) > record.local_error:
             record.local_error, record.local_operation = worst, name_of(func)
         if bool((error > allowed).any()):
-            self._find("error", func, _error_text(error, allowed, exact, found.double(), bounds))
-        total = largest(found.double() - ideal)
+            self._find("error", func, _error_text(error, allowed, exact, found, bounds))
+        total = largest(found - ideal)
         if total > record.total_error:
             record.total_error, record.total_operation = total, name_of(func)
         if self._tolerance is not None and total > self._tolerance:
@@ -193,7 +201,8 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # PyTorch's h
 def _written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Any]:
     """The arguments that the operator writes in place, by its schema."""
     for place, argument in enumerate(func._schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
+        unsaid = argument.name in _WRITTEN_UNSAID.get(func, ())
+        if unsaid or (argument.alias_info is not None and argument.alias_info.is_write):
             yield args[place] if place < len(args) else kwargs.get(argument.name)
 
 

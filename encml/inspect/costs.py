@@ -87,9 +87,9 @@ class Costs:
             caption_justify="left",
         )
         table.add_column("module", no_wrap=True)
-        table.add_column("class", overflow="fold")
+        table.add_column("class", no_wrap=True)
         for heading in ("rounds", bytes_of, "seconds", "share"):
-            table.add_column(heading, justify="right", no_wrap=True)
+            table.add_column(heading, justify="right", no_wrap=True, min_width=len(heading))
         for part in (self.forward, self.backward, self.outside):
             if part.operations or part.children:
                 self._add(table, part, "", "", whole, depth, operations)

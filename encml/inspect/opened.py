@@ -1,11 +1,13 @@
 """Secrets opened for a look, and the float64 computation that runs beside them.
 
 All three parties are in this process, so a value is the sum of what they hold: nothing is sent, no mask is drawn, and
-the computation on shares goes on exactly as it would have.
+the computation on shares goes on exactly as it would have. A secret that is worked out only when it is used (see
+``Deferred``) is not worked out for a look; the plain operation that it came from says what it is.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Collection, Hashable, Sequence
 from typing import Any
@@ -16,15 +18,19 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from encml.ring.fixed import decode
+from encml.tensor.handlers.attention import HIDDEN
 from encml.tensor.shared import SharedTensor, secret
 
 _REFUSALS = (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError)
+_blocks = itertools.count()
 
 
 def opened(x: SharedTensor) -> Tensor:
-    """The value of x (*shape), in float64, int64 or bool; pending products as they are."""
+    """The value of x (*shape), in float64, int64 or bool; pending products as they are; hidden entries -inf."""
     held = secret(x)
-    return as_kind(decode(held.terms.sum(0), held.fraction_bits, torch.float64), x.dtype)
+    values = as_kind(decode(held.terms.sum(0), held.fraction_bits, torch.float64), x.dtype)
+    hidden = held.fact(HIDDEN)
+    return values if hidden is None else values.masked_fill(hidden, -math.inf)
 
 
 def as_kind(values: Tensor, dtype: torch.dtype) -> Tensor:
@@ -34,14 +40,74 @@ def as_kind(values: Tensor, dtype: torch.dtype) -> Tensor:
     return values != 0 if dtype == torch.bool else values.round().to(dtype)
 
 
+def memory_of(x: SharedTensor) -> Hashable:
+    """What x shares with its views."""
+    held = secret(x)
+    return held.memory if held.made else held
+
+
+class Shadows:
+    """What the float64 computation says of secrets: what they would be without any rounding since they were first seen.
+
+    One plain tensor for each memory of a secret, so that views of secrets are views of shadows, and what is written
+    into either is seen by both.
+    """
+
+    def __init__(self) -> None:
+        self._twins: WeakKeyDictionary[Hashable, Tensor] = WeakKeyDictionary()
+        self._fact = f"encml.check, block {next(_blocks)}"
+
+    def __len__(self) -> int:
+        """How many secrets' memories have a shadow."""
+        return len(self._twins)
+
+    def of(self, x: SharedTensor) -> Tensor:
+        """The shadow of x; when first seen, what it holds now."""
+        held = secret(x)
+        if not held.made:
+            _, ideal = held.fact(self._fact) or (None, torch.zeros(x.shape, dtype=x.dtype))
+            return ideal
+        twin = self._twins.get(held.memory)
+        if twin is None:
+            whole = decode(held.whole.sum(0), held.fraction_bits, torch.float64)
+            twin = self._twins[held.memory] = self._laid_out_as(x).copy_(whole)
+        return as_kind(held.seen_in(twin)[0], x.dtype)
+
+    def now(self, x: SharedTensor) -> Tensor:
+        """The value of x, opened; of a secret that has not been worked out, what it would be."""
+        held = secret(x)
+        if held.made:
+            return opened(x)
+        exact, _ = held.fact(self._fact) or (torch.zeros(x.shape, dtype=x.dtype), None)
+        return exact
+
+    def set(self, x: SharedTensor, exact: Tensor, ideal: Tensor) -> None:
+        """x and its views get the values ``ideal``; ``exact``: what x itself should be."""
+        held = secret(x)
+        if not held.made:
+            held.keep(self._fact, (exact, ideal))
+            return
+        twin = self._twins.get(held.memory)
+        if twin is None:
+            twin = self._twins[held.memory] = self._laid_out_as(x)
+        held.seen_in(twin)[0].copy_(ideal)
+
+    @staticmethod
+    def _laid_out_as(x: SharedTensor) -> Tensor:
+        return torch.zeros_like(secret(x).whole[:1], dtype=torch.float64)
+
+
 class Opened:
     """The secrets that go into one call: as they are before it, and, once ``settle`` was called, after it."""
 
-    def __init__(self, secrets: Sequence[SharedTensor]) -> None:
+    def __init__(self, secrets: Sequence[SharedTensor], shadows: Shadows) -> None:
         self._inputs = {id(x): x for x in secrets}
-        self._values = {key: opened(x) for key, x in self._inputs.items()}
-        self._bits = {key: secret(x).fraction_bits for key, x in self._inputs.items()}
-        self._settled = {key: not secret(x).pending and secret(x).excess <= 0 for key, x in self._inputs.items()}
+        self._values = {key: shadows.now(x) for key, x in self._inputs.items()}
+        made = {key: secret(x).made for key, x in self._inputs.items()}
+        self._bits = {key: secret(x).fraction_bits if made[key] else 0 for key, x in self._inputs.items()}
+        self._settled = {
+            key: not made[key] or (not secret(x).pending and secret(x).excess <= 0) for key, x in self._inputs.items()
+        }
 
     def of(self, x: SharedTensor) -> Tensor:
         """The value that went into the call: rounded already, where the call did that in place."""
@@ -62,68 +128,42 @@ class Opened:
             if key not in written and not self._settled[key]:
                 before, now = self._values[key], opened(x)
                 self._values[key] = now
-                change = max(change, largest(now.double() - before.double()))
+                moved = now.double() - before.double()
+                change = max(change, largest(moved.masked_fill(now == before, 0)))
         return change
 
 
-class Shadows:
-    """The float64 values that secrets would have had without any rounding since they were first seen.
+class Plain:
+    """A plain operation in float64 on ``arguments`` (args, kwargs), each secret replaced by ``value_of`` it.
 
-    One plain tensor for each memory of a secret, so that views of secrets are views of shadows, and what is written
-    into either is seen by both.
+    ``result``: what it returns, None if PyTorch has no such operation on plain tensors. What it writes in place, it
+    writes into copies: ``copy_of`` a secret among the arguments.
     """
 
-    def __init__(self) -> None:
-        self._twins: WeakKeyDictionary[Hashable, Tensor] = WeakKeyDictionary()
+    def __init__(self, func: Callable[..., Any], arguments: Any, value_of: Callable[[SharedTensor], Tensor]) -> None:
+        self._copies: dict[int, Tensor] = {}
 
-    def __len__(self) -> int:
-        """How many secrets' memories have a shadow."""
-        return len(self._twins)
+        def plain(leaf: Any) -> Any:
+            if isinstance(leaf, SharedTensor):
+                copy = value_of(leaf).clone(memory_format=torch.preserve_format)
+                return self._copies.setdefault(id(leaf), copy)
+            if isinstance(leaf, Tensor) and leaf.is_floating_point():
+                return leaf.detach().to(torch.float64)
+            if isinstance(leaf, torch.dtype) and leaf.is_floating_point:
+                return torch.float64
+            return leaf
 
-    def of(self, x: SharedTensor) -> Tensor:
-        """The shadow of x; when first seen, what it holds now."""
-        held = secret(x)
-        twin = self._twins.get(held.memory)
-        if twin is None:
-            whole = decode(held.whole.sum(0), held.fraction_bits, torch.float64)
-            twin = self._twins[held.memory] = self._laid_out_as(x).copy_(whole)
-        return as_kind(held.seen_in(twin)[0], x.dtype)
+        args, kwargs = tree_map(plain, arguments)
+        self.result: Any = None
+        try:
+            with torch.no_grad():
+                self.result = func(*args, **kwargs)
+        except _REFUSALS:
+            self._copies.clear()
 
-    def set(self, x: SharedTensor, values: Tensor) -> None:
-        """x and its views get these values; later changes of ``values`` do not reach them."""
-        held = secret(x)
-        twin = self._twins.get(held.memory)
-        if twin is None:
-            twin = self._twins[held.memory] = self._laid_out_as(x)
-        held.seen_in(twin)[0].copy_(values)
-
-    @staticmethod
-    def _laid_out_as(x: SharedTensor) -> Tensor:
-        return torch.zeros_like(secret(x).whole[:1], dtype=torch.float64)
-
-
-def plainly(func: Callable[..., Any], arguments: Any, value_of: Callable[[SharedTensor], Tensor]) -> Any:
-    """The plain operation in float64 on ``arguments`` (args, kwargs), each secret replaced by ``value_of`` it.
-
-    What the operation writes in place, it writes into copies; then the result is those. None if PyTorch has no such
-    operation on plain tensors.
-    """
-
-    def plain(leaf: Any) -> Any:
-        if isinstance(leaf, SharedTensor):
-            return value_of(leaf).clone(memory_format=torch.preserve_format)
-        if isinstance(leaf, Tensor) and leaf.is_floating_point():
-            return leaf.detach().to(torch.float64)
-        if isinstance(leaf, torch.dtype) and leaf.is_floating_point:
-            return torch.float64
-        return leaf
-
-    args, kwargs = tree_map(plain, arguments)
-    try:
-        with torch.no_grad():
-            return func(*args, **kwargs)
-    except _REFUSALS:
-        return None
+    def copy_of(self, x: SharedTensor) -> Tensor | None:
+        """What the operation left of its copy of x; None if it could not run."""
+        return self._copies.get(id(x))
 
 
 def largest(values: Tensor) -> float:

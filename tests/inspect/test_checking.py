@@ -141,7 +141,7 @@ def test_shadows_are_seen_through_views_and_go_with_their_secrets() -> None:
     shadows = Shadows()
     near = shadows.of(x)
     assert torch.equal(near, x.reveal().double())
-    shadows.set(x.t()[2], torch.arange(4.0))
+    shadows.set(x.t()[2], torch.zeros(4), torch.arange(4.0))
     assert shadows.of(x)[:, 2].tolist() == [0, 1, 2, 3]
     assert shadows.of(x.detach().view(-1))[2] == 0
     assert len(shadows) == 1
