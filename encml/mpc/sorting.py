@@ -70,9 +70,9 @@ def arrange(
 
     Returns the arrangement, the sorted values (S, rows, n) and the positions that they came from (S, rows, n).
     Bound: |x| 2^s < 2^62 with s = ceil(log2 k). pivots: how many elements every other one of its segment meets in one
-    batch; default by k and n; from k - 1 on all pairs meet at once, in 12 rounds. Bytes: 32 B a party and element for
-    the shuffle, 22.75 B for a comparison, k (k - 1) / 2 or about 1.4 k log2 k of them. How many it takes is random, but
-    does not depend on the values.
+    batch; default by k and n; segments of up to three times as many meet all at once, in 12 rounds if that is all.
+    Bytes: 32 B a party and element for the shuffle, 22.75 B for a comparison, k (k - 1) / 2 or about 1.4 k log2 k of
+    them. How many it takes is random, but does not depend on the values.
     """
     k, n = payload.shape[1:]
     wanted = range(k) if wanted is None else wanted

