@@ -80,7 +80,8 @@ def slice_(
 
 def narrow(x: SharedTensor, dim: int, start: int, length: int) -> SharedTensor:
     """narrow, for narrow_copy"""
-    return slice_(x, dim, start, start + length if start + length else None)
+    first = start if start >= 0 else start + x.shape[dim]
+    return slice_(x, dim, first, first + length)
 
 
 def split(x: SharedTensor, size: int | Sequence[int], dim: int = 0) -> list[SharedTensor]:

@@ -24,6 +24,7 @@ from encml.tensor.table import (
     ordering,
     pooling,
     rearranging,
+    rounding,
 )
 
 
@@ -62,6 +63,7 @@ HANDLERS = with_in_place_forms(
     merged(
         basics.HANDLERS,
         rearranging.HANDLERS,
+        rounding.HANDLERS,
         convolutions.HANDLERS,
         pooling.HANDLERS,
         ordering.HANDLERS,

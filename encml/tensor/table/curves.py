@@ -47,7 +47,6 @@ HANDLERS: dict[Any, Callable[..., Any]] = {
     **{op.default: in_place(handler) for op, handler in _IN_PLACE.items()},
     aten.div.Tensor: curves.divide,
     aten.div.Scalar: curves.divide,
-    aten.div.Tensor_mode: curves.divide,
     aten.div_.Tensor: in_place(curves.divide),
     aten.div_.Scalar: in_place(curves.divide),
     aten.pow.Tensor_Scalar: curves.power,
