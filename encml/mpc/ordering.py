@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache, partial
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,7 +38,7 @@ def maximum(
     bits: a declared range of the candidates' differences, as for ``negative``; by default |x| < 2^62 for each.
     Rounds and bytes: ``maximum_cost``. The smallest is -maximum(-x). Raises ValueError for k = 0.
     """
-    values, _, _ = _tournament(parties, payload, group, bits, operation, values=True, winner=False)
+    values, _ = _tournament(parties, payload, group, bits, operation, values=True, winner=False)
     return values
 
 
@@ -54,16 +53,8 @@ def maximum_and_winner(
     parties: Parties, payload: Tensor, *, group: int | None = None, bits: int = WORD_BITS, operation: str = "max"
 ) -> tuple[Tensor, SecretBits]:
     """``maximum`` and ``winner`` in the same rounds."""
-    values, hot, _ = _tournament(parties, payload, group, bits, operation, values=True, winner=True)
+    values, hot = _tournament(parties, payload, group, bits, operation, values=True, winner=True)
     return values, packed(hot)
-
-
-def maximum_and_position(
-    parties: Parties, payload: Tensor, *, group: int | None = None, bits: int = WORD_BITS, operation: str = "max"
-) -> tuple[Tensor, SecretBits, Tensor]:
-    """``maximum``, ``winner`` and ``position``: 1 round more than the maximum, or none if all meet at once."""
-    values, hot, places = _tournament(parties, payload, group, bits, operation, values=True, winner=True, place=True)
-    return values, packed(hot), places
 
 
 def position(parties: Parties, hot: SecretBits, operation: str = "max") -> Tensor:
@@ -102,20 +93,9 @@ def best_group(k: int, n: int) -> int:
 
 
 def _tournament(
-    parties: Parties,
-    payload: Tensor,
-    group: int | None,
-    bits: int,
-    operation: str,
-    *,
-    values: bool,
-    winner: bool,
-    place: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The largest values (S, n), meaningless unless ``values``; if ``winner`` its flags (S, k, n); if ``place`` where.
-
-    What tells the place goes along with the last selection.
-    """
+    parties: Parties, payload: Tensor, group: int | None, bits: int, operation: str, *, values: bool, winner: bool
+) -> tuple[Tensor, Tensor]:
+    """The largest values (S, n), meaningless unless ``values``; and if ``winner`` its flags (S, k, n)."""
     k, n = payload.shape[1:]
     if k == 0:
         raise ValueError("the largest of no secrets: there must be one at least")
@@ -123,23 +103,22 @@ def _tournament(
     if group < 2:
         raise ValueError(f"a group has 2 candidates or more, found {group}")
     hot = inverted(parties, torch.zeros((len(payload), k if winner else 0, n), dtype=torch.uint8))
-    places = torch.zeros((len(payload), n), dtype=torch.int64)
     leaves = [[i] for i in range(k)]
     while payload.shape[1] > 1:
         groups = _groups(payload.shape[1], group)
         won = _winners(parties, payload, groups, bits, operation)
         last = len(groups) == 1
-        steps: list[Callable[[], Any]] = []
+        steps: list[Callable[[], Tensor]] = []
         if values or not last:
             steps.append(partial(_promote, parties, payload, won, groups, operation))
         if winner:
-            steps.append(partial(_follow, parties, hot, won, groups, leaves, operation, place and last))
+            steps.append(partial(_follow, parties, hot, won, groups, leaves, operation))
         results = parties.together(*steps)
         if winner:
-            hot, places = results[-1]
+            hot = results[-1]
         payload = results[0] if values or not last else payload[:, :1]
         leaves = [[leaf for i in members for leaf in leaves[i]] for members in groups]
-    return payload[:, 0], hot, places
+    return payload[:, 0], hot
 
 
 def _groups(candidates: int, size: int) -> list[range]:
@@ -201,18 +180,11 @@ def _promote(parties: Parties, values: Tensor, won: Tensor, groups: list[range],
 
 
 def _follow(
-    parties: Parties,
-    hot: Tensor,
-    won: Tensor,
-    groups: list[range],
-    leaves: list[list[int]],
-    operation: str,
-    place: bool,
-) -> tuple[Tensor, Tensor]:
+    parties: Parties, hot: Tensor, won: Tensor, groups: list[range], leaves: list[list[int]], operation: str
+) -> Tensor:
     """Flags of first candidates that are still in: those of a loser go out, in 1 round or none.
 
-    The flags of a candidate's leaves add up to 1, and afterwards to whether it won: the last one needs no gate. Second,
-    if asked for, their ``position``.
+    The flags of a candidate's leaves add up to 1, and afterwards to whether it won: the last one needs no gate.
     """
     playing = [i for members in groups if len(members) > 1 for i in members]
     gated = [(leaf, i) for i in playing for leaf in leaves[i][:-1]]
@@ -223,7 +195,7 @@ def _follow(
     for i in playing:
         *others, last = leaves[i]
         result[:, last] = won[:, i] ^ (result[:, others].sum(1, dtype=torch.uint8) & 1)
-    return result, position(parties, packed(result), operation) if place else hot
+    return result
 
 
 def _cost(k: int, n: int, group: int, bits: int, values: bool, winner: bool) -> tuple[int, int]:

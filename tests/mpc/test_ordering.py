@@ -129,20 +129,6 @@ def test_positions() -> None:
         assert (spent[0].rounds, spent[0].bytes) == ((2, 24 * 40 * width) if k > 1 else (0, 0))
 
 
-@pytest.mark.parametrize(("k", "n"), SIZES)
-@pytest.mark.parametrize(("group", "more"), [(2, 1), (100, 0)])
-def test_positions_come_along_with_the_maximum(k: int, n: int, group: int, more: int) -> None:
-    parties, x = in_process(), random_ring((k, n), 5) >> 2
-    with parties.ledger.measure() as spent:
-        values, hot, where = ordering.maximum_and_position(parties, split(parties, x), group=group)
-    assert torch.equal(opened(values), x.max(0).values)
-    assert torch.equal(opened(where), x.max(0).indices)
-    assert torch.equal(hot_of(hot), first_largest(x))
-    rounds, sent = ordering.maximum_cost(k, n, group, winner=True)
-    assert spent[0].rounds == rounds + (more if k > 2 else 0)
-    assert spent[0].bytes == sent + 24 * n * (k - 1).bit_length()
-
-
 def test_runs_of_a_selection_are_added_up() -> None:
     parties, x = in_process(), random_ring((6, 11), 1)
     flags = random_ring((6, 11), 2) & 1
