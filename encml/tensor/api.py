@@ -8,11 +8,13 @@ from typing import TypeVar, overload
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from encml.errors import InvalidTensor, SecretError
 from encml.mpc.session import Session, current_session
 from encml.mpc.sharing import share_from
 from encml.tensor.functions import FUNCTIONS
+from encml.tensor.functions.traps import refuse_optimizer
 from encml.tensor.public import term
 from encml.tensor.saving import rebuild, reduce
 from encml.tensor.secret import Secret
@@ -25,6 +27,7 @@ SharedTensor.handlers.update(HANDLERS)
 SharedTensor.functions.update(FUNCTIONS)
 copyreg.pickle(SharedTensor, reduce)
 torch.serialization.add_safe_globals([rebuild])
+register_optimizer_step_pre_hook(refuse_optimizer)
 
 
 @overload

@@ -58,6 +58,11 @@ OPTIMIZERS: list[tuple[dict[str, Any], Callable[[torch.optim.Optimizer], Any] | 
     ({"lr": 0.2, "momentum": 0.5}, lambda o: torch.optim.lr_scheduler.StepLR(o, 2, 0.5)),
     ({"lr": 0.2}, lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 10)),
     ({"lr": 1e-3, "momentum": 0.9}, None),
+    ({"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01, "maximize": True}, None),
+    ({"lr": 0.1, "foreach": None, "fused": None, "differentiable": False}, None),
+    ({"lr": 0.2, "momentum": 0.9}, lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.2, total_steps=10)),
+    ({"lr": 0.2}, lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda n: min(1.0, (n + 1) / 4))),
+    ({"lr": 0.2}, lambda o: torch.optim.lr_scheduler.ExponentialLR(o, 0.7)),
 ]
 
 
@@ -102,26 +107,85 @@ def test_training_lowers_the_loss() -> None:
     assert losses[-1] < 0.01 * losses[0]
 
 
+def test_sgd_with_groups_of_their_own_settings() -> None:
+    x, y = grid(16, 4), grid(16, 2, seed=1)
+    plain = nn.Linear(4, 2).double()
+    shared = encml.share(plain)
+    with torch.no_grad():
+        for p, q in zip(plain.parameters(), shared.parameters(), strict=True):
+            p.copy_(q.reveal())
+    for model, a, b in ((plain, x, y), (shared, encml.share(x), encml.share(y))):
+        groups = [{"params": [model.weight], "lr": 0.05, "momentum": 0.9}, {"params": [model.bias]}]
+        optimizer = torch.optim.SGD(groups, lr=0.2)
+        for _ in range(4):
+            optimizer.zero_grad()
+            F.mse_loss(model(a), b).backward()
+            optimizer.step()
+    for p, q in zip(plain.parameters(), shared.parameters(), strict=True):
+        near(q.reveal(), p, 20)
+
+
+def test_averaged_sgd_follows_float64() -> None:
+    """Sums and products alone, too."""
+    x, y = grid(16, 4), grid(16, 2, seed=1)
+    plain = nn.Linear(4, 2).double()
+    with torch.no_grad():
+        for i, p in enumerate(plain.parameters()):
+            p.copy_(grid(*p.shape, seed=10 + i) / 4)
+    averages: list[Tensor] = []
+    for model, a, b in ((encml.share(plain), encml.share(x), encml.share(y)), (plain, x, y)):
+        optimizer = torch.optim.ASGD(model.parameters(), lr=0.1, t0=3, weight_decay=0.01)
+        for _ in range(8):
+            optimizer.zero_grad()
+            F.mse_loss(model(a), b).backward()
+            optimizer.step()
+        averages.append(optimizer.state[model.weight]["ax"])
+    near(averages[0].reveal(), averages[1], 30)
+
+
 @pytest.mark.parametrize(
     ("make", "names"),
     [
-        (lambda p: torch.optim.Adam(p), "SGD"),
-        (lambda p: torch.optim.AdamW(p), "SGD"),
-        (lambda p: torch.optim.RMSprop(p), "SGD"),
-        (lambda p: torch.optim.Adagrad(p), "SGD"),
-        (lambda p: torch.optim.Adadelta(p), "SGD"),
-        (lambda p: torch.optim.NAdam(p), "SGD"),
-        (lambda p: torch.optim.Rprop(p), "has no secret-shared version"),
+        (lambda p: torch.optim.Adam(p), r"encml\.optim\.Adam, which takes its arguments"),
+        (lambda p: torch.optim.AdamW(p), r"encml\.optim\.AdamW, which takes its arguments"),
+        (lambda p: torch.optim.Adam(p, amsgrad=True, foreach=False), r"encml\.optim\.Adam"),
+        (lambda p: torch.optim.RMSprop(p), r"encml\.optim\.Adam or torch\.optim\.SGD"),
+        (lambda p: torch.optim.Adagrad(p), r"encml\.optim\.Adam"),
+        (lambda p: torch.optim.Adadelta(p), r"encml\.optim\.Adam"),
+        (lambda p: torch.optim.Adamax(p), r"encml\.optim\.Adam"),
+        (lambda p: torch.optim.NAdam(p), r"encml\.optim\.Adam"),
+        (lambda p: torch.optim.RAdam(p), r"encml\.optim\.Adam"),
+        (lambda p: torch.optim.Rprop(p), r"encml\.optim\.Adam"),
+        (lambda p: torch.optim.Adafactor(p), r"encml\.optim\.Adam"),
         (lambda p: torch.optim.SGD(p, lr=0.1, foreach=True), "foreach"),
         (lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, fused=True), "fused"),
     ],
 )
-def test_other_optimizers_are_refused(make: Any, names: str) -> None:
+def test_other_optimizers_are_refused(make: Any, names: str, session: Session) -> None:
+    """At the first step, before anything is sent or changed."""
     model = encml.share(nn.Linear(3, 2))
     optimizer = make(model.parameters())
     model(encml.share(torch.ones(1, 3))).sum().backward()
+    before, value = session.ledger.rounds, model.bias.detach().clone()
     with pytest.raises(UnsupportedOperation, match=names):
         optimizer.step()
+    assert session.ledger.rounds == before
+    near(model.bias.reveal(), value.reveal(), 0)
+
+
+def test_lbfgs_is_refused_by_name() -> None:
+    model = encml.share(nn.Linear(3, 2))
+    with pytest.raises(UnsupportedOperation, match=r"torch\.optim\.LBFGS is not fit"):
+        torch.optim.LBFGS(model.parameters()).step(lambda: model(encml.share(torch.ones(1, 3))).sum())
+
+
+def test_other_optimizers_train_plain_models_as_ever() -> None:
+    model = nn.Linear(3, 2)
+    before = model.weight.detach().clone()
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    assert not torch.equal(model.weight, before)
 
 
 def test_clipping_gradients_names_what_is_missing() -> None:

@@ -46,6 +46,33 @@ def _refuse_shared_memory(*_: object, **__: object) -> NoReturn:
     raise UnsupportedOperation("share_memory_(): shares stay in the process of their party")
 
 
+_OTHERS = tuple(
+    kind
+    for kind in vars(torch.optim).values()
+    if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)
+    if kind not in (torch.optim.Optimizer, torch.optim.SGD, torch.optim.ASGD)
+)
+"""Stock optimizers but for those whose updates are sums and products."""
+
+
+def refuse_optimizer(optimizer: torch.optim.Optimizer, *_: object) -> None:
+    """A hook before every optimizer's step: stock ones that fixed point cannot hold do not touch secrets.
+
+    They divide by roots of squares that are 0 at 2^-f, and then explode, or ask for operations that there are none of.
+    Raises UnsupportedOperation.
+    """
+    if isinstance(optimizer, _OTHERS) and any(
+        isinstance(parameter, SharedTensor) for group in optimizer.param_groups for parameter in group["params"]
+    ):
+        name = type(optimizer).__name__
+        same = name in ("Adam", "AdamW")
+        fit = f"encml.optim.{name}, which takes its arguments," if same else "encml.optim.Adam"
+        raise UnsupportedOperation(
+            f"torch.optim.{name} is not fit for secret parameters, which are fixed-point numbers; use {fit} or "
+            "torch.optim.SGD"
+        )
+
+
 FUNCTIONS: dict[Any, Callable[..., Any]] = {
     torch.Tensor.backward: backward,
     torch.Tensor.data.__set__: set_data,  # type: ignore[attr-defined]  # a property of the C base
