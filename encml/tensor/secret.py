@@ -84,6 +84,10 @@ class Secret:
         """What ``keep`` remembered under ``name`` about these contents; None if nothing, or if this is a view."""
         return self._cell.facts.get(name) if self._look is None else None
 
+    def fact_in_memory(self, name: str) -> Any:
+        """As ``fact``, also of a view: what was remembered about the whole memory that it sees some or all of."""
+        return self.fact(name) if self._look is None else self._cell.facts.get(name)
+
     def keep(self, name: str, fact: Any) -> Secret:
         """Remember something secret or public about the contents until they are written over; returns itself.
 
@@ -263,10 +267,14 @@ def settle_all(*values: Secret) -> None:
 
 
 def room_for_products(left: Secret, right: Secret) -> None:
-    """Settle the factors of a product of secrets as far as its fraction bits must stay within 2f + SLACK_BITS."""
+    """Settle the factors of a product of secrets as far as its fraction bits must stay within 2f + SLACK_BITS.
+
+    What is pending is settled in the same rounds.
+    """
+    settle_all(*(value for value in (left, right) if value.pending))
     for value in sorted((left, right), key=lambda v: -v.fraction_bits):
         excess = left.fraction_bits + right.fraction_bits > 2 * value.session.fraction_bits + SLACK_BITS
-        if value.pending or (excess and value.fraction_bits > value.session.fraction_bits):
+        if excess and value.fraction_bits > value.session.fraction_bits:
             value.settle()
 
 
@@ -277,9 +285,7 @@ def align(left: Secret, right: Secret) -> tuple[Tensor, Tensor, int, bool]:
     """
     whole_range = 2 * left.session.fraction_bits
     limit = whole_range + SLACK_BITS if left.fraction_bits == right.fraction_bits else whole_range
-    for secret in (left, right):
-        if secret.fraction_bits > limit:
-            secret.settle()
+    settle_all(*(value for value in (left, right) if value.fraction_bits > limit))
     bits = max(left.fraction_bits, right.fraction_bits)
     pending = left.pending or right.pending
     return (
