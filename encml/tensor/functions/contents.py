@@ -5,7 +5,14 @@ aten operators are in encml.tensor.table.
 
 from __future__ import annotations
 
-from encml.tensor.functions import attention, certain, dropout, recurrent, traps
+from encml.tensor.functions import attention, certain, dropout, norms, recurrent, traps
 from encml.tensor.table.contents import merged
 
-FUNCTIONS = merged(traps.FUNCTIONS, dropout.FUNCTIONS, attention.FUNCTIONS, recurrent.FUNCTIONS, certain.FUNCTIONS)
+FUNCTIONS = merged(
+    traps.FUNCTIONS,
+    dropout.FUNCTIONS,
+    attention.FUNCTIONS,
+    recurrent.FUNCTIONS,
+    certain.FUNCTIONS,
+    norms.FUNCTIONS,
+)
