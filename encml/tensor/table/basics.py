@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from encml.tensor.handlers import algebra, arithmetic, compare, copies, creation, linear, logic, losses
+from encml.tensor.handlers import algebra, arithmetic, compare, copies, creation, linear, logic, lookup, losses
 from encml.tensor.handlers.common import in_place
 from encml.tensor.refusals import refuse_values
 
@@ -109,7 +109,7 @@ HANDLERS: dict[Any, Callable[..., Any]] = {
     aten.fill_.Scalar: copies.fill_,
     aten.fill_.Tensor: copies.fill_,
     aten.zero_.default: copies.zero_,
-    aten._index_put_impl_.default: in_place(copies.index_put),
+    aten._index_put_impl_.default: in_place(lookup.by_index(copies.index_put, lookup.put_rows, 1)),
     # Values made plain
     aten._local_scalar_dense.default: refuse_values,
     aten.equal.default: refuse_values,

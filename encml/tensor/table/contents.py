@@ -19,6 +19,7 @@ from encml.tensor.table import (
     convolutions,
     curves,
     decomposed,
+    elementary,
     losses,
     norms,
     ordering,
@@ -47,16 +48,17 @@ def with_in_place_forms(handlers: Mapping[Any, Callable[..., Any]]) -> dict[Any,
     found = dict(handlers)
     for op, handler in handlers.items():
         packet = getattr(torch.ops.aten, op.overloadpacket.__name__ + "_", None)
-        form = getattr(packet, op._overloadname, None)
         is_view = any(result.alias_info is not None for result in op._schema.returns)
-        if form is not None and not is_view and _same_arguments(op, form):
-            found.setdefault(form, in_place(handler))
+        if packet is None or is_view:
+            continue
+        for form in (getattr(packet, name) for name in packet.overloads()):
+            if _arguments(form) == _arguments(op):
+                found.setdefault(form, in_place(handler))
     return found
 
 
-def _same_arguments(op: Any, form: Any) -> bool:
-    ours, theirs = ([(a.name, str(a.type)) for a in f._schema.arguments] for f in (op, form))
-    return ours == theirs
+def _arguments(op: Any) -> list[tuple[str, str]]:
+    return [(argument.name, str(argument.type)) for argument in op._schema.arguments]
 
 
 HANDLERS = with_in_place_forms(
@@ -64,6 +66,7 @@ HANDLERS = with_in_place_forms(
         basics.HANDLERS,
         rearranging.HANDLERS,
         rounding.HANDLERS,
+        elementary.HANDLERS,
         convolutions.HANDLERS,
         pooling.HANDLERS,
         ordering.HANDLERS,

@@ -1,0 +1,101 @@
+"""Inverses of the trigonometric and hyperbolic functions, from one curve each, roots and logarithms.
+
+Off by a few ulp over the whole domain. Outside of it the results are undefined.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from torch import Tensor
+
+from encml.mpc.functions.curves import FINE, Curve
+from encml.tensor.handlers.arithmetic import add, add_secrets, mul, neg, rsub, scale, sub
+from encml.tensor.handlers.choosing import absolute, where
+from encml.tensor.handlers.common import as_secret, result_dtype, wrap
+from encml.tensor.handlers.compare import lt
+from encml.tensor.handlers.curves import divide, log, on_curve, reciprocal, sqrt
+from encml.tensor.handlers.rounding import with_sign
+from encml.tensor.handlers.signs import Mask, below, chosen
+from encml.tensor.public import Number
+from encml.tensor.secret import Secret
+from encml.tensor.shared import SharedTensor, secret
+
+_arctan_8 = on_curve(Curve("atan", lambda x: np.arctan(x / 8), FINE, -math.pi / 4, math.pi / 4))
+_arcsin_16 = on_curve(Curve("asin", lambda x: np.arcsin(np.clip(x / 16, -1, 1)), FINE, -math.pi / 6, math.pi / 6))
+_LARGE = 2.0**12
+"""From here on sqrt(x^2 + 1) and sqrt(x^2 - 1) are x, whose square need not fit."""
+
+
+def atan(x: SharedTensor) -> SharedTensor:
+    """atan: of |x| or, where that is above 1, pi/2 - atan(1/|x|)."""
+    return wrap(with_sign(secret(_atan_of_size(absolute(x))), x), x.dtype)
+
+
+def atan2(y: Tensor, x: Tensor) -> SharedTensor:
+    """atan2: atan(|y|/|x|), mirrored where x < 0 and where y < 0. Of (0, 0) it is pi/2."""
+    dtype = result_dtype(y, x)
+    rise, run = (absolute(v) if isinstance(v, SharedTensor) else v.abs() for v in (y, x))
+    angle = _atan_of_size(divide(rise, run))
+    angle = where(lt(x, 0) if isinstance(x, SharedTensor) else x < 0, rsub(angle, math.pi), angle)
+    return wrap(secret(where(lt(y, 0) if isinstance(y, SharedTensor) else y < 0, neg(angle), angle)), dtype)
+
+
+def _atan_of_size(size: SharedTensor) -> SharedTensor:
+    (far,) = below((1, secret(size)))
+    near = wrap(_either(far, secret(reciprocal(size)), secret(size)), size.dtype)
+    angle = secret(_arctan_8(_times(near, 8)))
+    rest = add_secrets(as_secret(math.pi / 2, size.session), angle, -1)
+    return wrap(_either(far, rest, angle), size.dtype)
+
+
+def asin(x: SharedTensor) -> SharedTensor:
+    """asin: of |x| or, where that is above 1/2, pi/2 - 2 asin(sqrt((1 - |x|)/2))."""
+    size = absolute(x)
+    (far,) = below((0.5, secret(size)))
+    # sqrt(2 (1 - |x|)) is twice the sine of half the angle's complement, and exact under the root.
+    root = sqrt(_times(rsub(size, 1), 2))
+    angle = secret(_arcsin_16(wrap(_either(far, secret(_times(root, 8)), secret(_times(size, 16))), x.dtype)))
+    rest = add_secrets(as_secret(math.pi / 2, x.session), angle.linear(lambda terms: 2 * terms), -1)
+    return wrap(with_sign(_either(far, rest, angle), x), x.dtype)
+
+
+def acos(x: SharedTensor) -> SharedTensor:
+    """acos: pi/2 - asin(x)."""
+    return rsub(asin(x), math.pi / 2)
+
+
+def asinh(x: SharedTensor) -> SharedTensor:
+    """asinh: log(|x| + sqrt(x^2 + 1)), with the sign of x."""
+    size = absolute(x)
+    (large,) = below((_LARGE, secret(size)))
+    near = _or_number(large, 0, size)
+    root = _either(large, secret(size), secret(sqrt(add(mul(near, near), 1))))
+    return wrap(with_sign(secret(log(add(size, wrap(root, x.dtype)))), x), x.dtype)
+
+
+def acosh(x: SharedTensor) -> SharedTensor:
+    """acosh: log(x + sqrt(x - 1) sqrt(x + 1))."""
+    (large,) = below((_LARGE, secret(x)))
+    near = _or_number(large, 1, x)
+    root = _either(large, secret(x), secret(mul(sqrt(sub(near, 1)), sqrt(add(near, 1)))))
+    return log(add(x, wrap(root, x.dtype)))
+
+
+def atanh(x: SharedTensor) -> SharedTensor:
+    """atanh: (log(1 + x) - log(1 - x))/2."""
+    return wrap(scale(secret(sub(log(add(x, 1)), log(rsub(x, 1)))), 0.5), x.dtype)
+
+
+def _times(x: SharedTensor, number: int) -> SharedTensor:
+    """A small whole multiple, without a change of scale."""
+    return wrap(secret(x).linear(lambda terms: number * terms), x.dtype)
+
+
+def _either(mask: Mask, yes: Secret, no: Secret) -> Secret:
+    return add_secrets(no, chosen((mask, add_secrets(yes, no, -1)), operation="where"))
+
+
+def _or_number(mask: Mask, number: Number, x: SharedTensor) -> SharedTensor:
+    return wrap(_either(mask, as_secret(number, x.session), secret(x)), x.dtype)
