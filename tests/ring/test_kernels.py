@@ -128,6 +128,8 @@ def test_an_image_may_be_larger_than_what_windows_see() -> None:
     gradient, weight = small((2, 3, 4), 1), small((3, 2, 1), 2)
     got = input_gradient(gradient, weight, (5,), (1,), (0,), (2,), 1)
     assert torch.equal(got, F.conv_transpose1d(gradient.double(), weight.double(), output_padding=1, dilation=2).long())
+    x = small((2, 2, 5), 3)
+    assert (weight_gradient(x, gradient, (1,), (1,), (0,), (2,), 1) * weight).sum() == (x * got).sum()
 
 
 def test_convolution_wraps_around() -> None:

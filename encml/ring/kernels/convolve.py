@@ -32,7 +32,7 @@ def convolution(x: Tensor, weight: Tensor, stride: Sizes, padding: Sizes, dilati
         (n + 2 * p - d * (k - 1) - 1) // s + 1
         for n, k, s, p, d in zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
     ]
-    plan = _Plan.of(len(x), weight, output, stride, padding, dilation, groups)
+    plan = _Plan.of(len(x), weight, x.shape[2:], output, stride, padding, dilation, groups)
     images = _solid(x)
     if plan.depthwise:
         result = x.new_zeros(len(x), len(weight), *output)
@@ -57,8 +57,8 @@ def input_gradient(
     gradient: Tensor, weight: Tensor, size: Sizes, stride: Sizes, padding: Sizes, dilation: Sizes, groups: int
 ) -> Tensor:
     """The adjoint of ``convolution`` in x: gradient (N, O, *output) to (N, C, *size); a transposed convolution."""
-    plan = _Plan.of(len(gradient), weight, gradient.shape[2:], stride, padding, dilation, groups)
-    if plan.pointwise and tuple(size) == tuple(gradient.shape[2:]):
+    plan = _Plan.of(len(gradient), weight, size, gradient.shape[2:], stride, padding, dilation, groups)
+    if plan.pointwise:
         turned = weight.reshape(groups, plan.outputs, plan.inner).transpose(1, 2)
         return convolution(
             gradient, turned.reshape(-1, plan.outputs, *weight.shape[2:]), stride, padding, dilation, groups
@@ -85,7 +85,7 @@ def weight_gradient(
 ) -> Tensor:
     """The adjoint of ``convolution`` in the weight: x (N, C, *), gradient (N, O, *output) to (O, C / groups, *size)."""
     weight = x.new_zeros(gradient.shape[1], x.shape[1] // groups, *size)
-    plan = _Plan.of(len(x), weight, gradient.shape[2:], stride, padding, dilation, groups)
+    plan = _Plan.of(len(x), weight, x.shape[2:], gradient.shape[2:], stride, padding, dilation, groups)
     images = _solid(x)
     if plan.depthwise:
         plan.depthwise_into(2, images, weight, gradient)
@@ -200,17 +200,26 @@ class _Plan:
     outputs: int
     """Output channels of a group."""
     kernel: Three
+    size: Three
     output: Three
     steps: tuple[Three, Three, Three]
     """Stride, padding, dilation."""
 
     @classmethod
     def of(
-        cls, images: int, weight: Tensor, output: Sizes, stride: Sizes, padding: Sizes, dilation: Sizes, groups: int
+        cls,
+        images: int,
+        weight: Tensor,
+        size: Sizes,
+        output: Sizes,
+        stride: Sizes,
+        padding: Sizes,
+        dilation: Sizes,
+        groups: int,
     ) -> _Plan:
         steps = _three(stride, 1), _three(padding, 0), _three(dilation, 1)
-        kernel = _three(weight.shape[2:], 1)
-        return cls(images, groups, weight.shape[1], len(weight) // groups, kernel, _three(output, 1), steps)
+        kernel, outputs = _three(weight.shape[2:], 1), len(weight) // groups
+        return cls(images, groups, weight.shape[1], outputs, kernel, _three(size, 1), _three(output, 1), steps)
 
     @property
     def taps(self) -> int:
@@ -224,7 +233,7 @@ class _Plan:
     @property
     def pointwise(self) -> bool:
         stride, padding, _ = self.steps
-        return self.taps == 1 and stride == (1, 1, 1) and padding == (0, 0, 0)
+        return self.taps == 1 and stride == (1, 1, 1) and padding == (0, 0, 0) and self.size == self.output
 
     def depthwise_into(self, direction: int, images: Tensor, weight: Tensor, result: Tensor) -> None:
         """See ``loops.depthwise``; what is written must be contiguous."""

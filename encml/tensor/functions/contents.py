@@ -5,7 +5,7 @@ aten operators are in encml.tensor.table.
 
 from __future__ import annotations
 
-from encml.tensor.functions import attention, certain, dropout, norms, recurrent, traps
+from encml.tensor.functions import attention, certain, dropout, losses, norms, pooling, recurrent, traps
 from encml.tensor.table.contents import merged
 
 FUNCTIONS = merged(
@@ -15,4 +15,6 @@ FUNCTIONS = merged(
     recurrent.FUNCTIONS,
     certain.FUNCTIONS,
     norms.FUNCTIONS,
+    losses.FUNCTIONS,
+    pooling.FUNCTIONS,
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from types import EllipsisType
 
 import torch
 from torch import Tensor
@@ -17,7 +18,10 @@ from encml.ring import kernels
 from encml.tensor.handlers.arithmetic import add_secrets
 from encml.tensor.handlers.common import as_secret, bilinear, result_dtype, session_of, wrap
 from encml.tensor.handlers.linear import sum_dims
-from encml.tensor.shared import SharedTensor
+from encml.tensor.shared import SharedTensor, secret
+
+_Settings = tuple[list[int], list[int], list[int], int]
+"""Stride, padding, dilation, groups."""
 
 
 def convolution(
@@ -82,6 +86,10 @@ def convolution_backward(
         else:
             f = _kernel(kernels.input_gradient, x.shape[2:], settings)
         to_x = wrap(bilinear(f, gradient, weight), result_dtype(gradient, weight))
+        if to_x.shape != x.shape:
+            # Output padding beyond a stride, which a dilation allows, makes room for windows that x has none of.
+            index: tuple[EllipsisType | slice, ...] = (..., *(slice(n) for n in x.shape[2:]))
+            to_x = wrap(secret(to_x).linear(lambda terms: terms[index].contiguous()), to_x.dtype)
     if output_mask[1]:
         f = _kernel(kernels.weight_gradient, weight.shape[2:], settings)
         pair = (gradient, x) if transposed else (x, gradient)
@@ -93,7 +101,7 @@ def convolution_backward(
 
 def _settings(
     dims: int, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int
-) -> tuple[list[int], list[int], list[int], int]:
+) -> _Settings:
     return _each(dims, stride), _each(dims, padding), _each(dims, dilation), groups
 
 
@@ -103,7 +111,7 @@ def _each(dims: int, values: Sequence[int]) -> list[int]:
 
 
 def _kernel(
-    kernel: Callable[..., Tensor], size: Sequence[int] | None, settings: tuple[list[int], list[int], list[int], int]
+    kernel: Callable[..., Tensor], size: Sequence[int] | None, settings: _Settings
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """A convolution or an adjoint of it as a bilinear map of two tensors."""
     sized = () if size is None else (list(size),)

@@ -230,7 +230,7 @@ def _maximum(x: SharedTensor, places: list[Tensor], shape: torch.Size) -> tuple[
     value, session = secret(x), x.session
     candidates = _candidates(value.replicate(), places)
     largest, hot = ordering.maximum_and_winner(session.parties, candidates, operation="max_pool")
-    maxima = wrap(value.like(largest.reshape(-1, *shape)), x.dtype)
+    maxima = wrap(value.like(largest.reshape(len(largest), *shape)), x.dtype)
     indices = wrap(Secret(session, 0, payload=torch.empty_like(secret(maxima).terms)), torch.int64)
     make = partial(_indices, session, hot, places, x.shape[-len(places) :], shape)
     indices._secret = Deferred(session, make).keep("hot", hot)
@@ -246,7 +246,7 @@ def _backward(gradient: Tensor, x: Tensor, indices: Tensor, places: list[Tensor]
     shares, outputs = len(payload), gradient.shape[-len(places) :]
     taps = [table.shape[1] for table in places]
     k = math.prod(taps)
-    back = payload.reshape(shares, 1, -1).expand(-1, k, -1)
+    back = payload.reshape(shares, 1, gradient.numel()).expand(-1, k, -1)
     if k > 1 and payload.numel():
         hot = _hot(indices, x, places)
         chosen = comparison.select(session.parties, _first_rows(hot, k - 1), back[:, 1:], "max_pool_backward")
@@ -281,18 +281,19 @@ def _indices(session: Session, hot: SecretBits, places: list[Tensor], size: Sequ
     for d, table in enumerate(places):
         where = where + _spread(table, d, dims) * math.prod(size[d + 1 :])
     taps = where.reshape(math.prod(shape[-dims:]), -1).t()
-    others, last = taps[:-1, None] - taps[-1:, None], Secret.of_public(session, taps[-1].view(shape[-dims:]))
+    others = taps[:-1, None] - taps[-1:, None]
+    last = Secret.of_public(session, taps[-1].view(shape[-dims:]).expand(shape))
     if not len(others) or 0 in shape:
-        return last.linear(lambda terms: terms.expand(-1, *shape).clone())
+        return last
     ones = comparison.to_arithmetic(session.parties, _first_rows(hot, len(others)), "max_pool")
     moved = (ones.view(len(ones), len(others), -1, taps.shape[1]) * others).sum(1)
-    return add_secrets(Secret(session, 0, payload=moved.view(-1, *shape)), last)
+    return add_secrets(Secret(session, 0, payload=moved.view(len(moved), *shape)), last)
 
 
 def _candidates(payload: Tensor, places: list[Tensor]) -> Tensor:
     """What the windows see in a payload (S, ..., *size): (S, taps, windows)."""
-    seen = kernels.look_up(payload, places)
-    return seen.reshape(len(payload), -1, math.prod(table.shape[1] for table in places)).transpose(1, 2)
+    seen, k = kernels.look_up(payload, places), math.prod(table.shape[1] for table in places)
+    return seen.reshape(len(payload), seen[0].numel() // k, k).transpose(1, 2)
 
 
 def _first_rows(hot: SecretBits, rows: int) -> SecretBits:

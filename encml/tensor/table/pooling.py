@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from encml.tensor.handlers import pooling
+from encml.tensor.handlers import pooling, resampling
 
 aten = torch.ops.aten
 
@@ -30,4 +30,45 @@ HANDLERS: dict[Any, Callable[..., Any]] = {
     aten.adaptive_max_pool3d.default: pooling.adaptive_maximum(aten.adaptive_max_pool3d, 3),
     aten.adaptive_max_pool2d_backward.default: pooling.adaptive_maximum_backward(2),
     aten.adaptive_max_pool3d_backward.default: pooling.adaptive_maximum_backward(3),
+    # Windows as columns
+    aten.im2col.default: resampling.im2col,
+    aten.col2im.default: resampling.col2im,
+    # Padding by what is there
+    aten.reflection_pad1d.default: resampling.pad(aten.reflection_pad1d, 1),
+    aten.reflection_pad2d.default: resampling.pad(aten.reflection_pad2d, 2),
+    aten.reflection_pad3d.default: resampling.pad(aten.reflection_pad3d, 3),
+    aten.replication_pad1d.default: resampling.pad(aten.replication_pad1d, 1),
+    aten.replication_pad2d.default: resampling.pad(aten.replication_pad2d, 2),
+    aten.replication_pad3d.default: resampling.pad(aten.replication_pad3d, 3),
+    aten.reflection_pad1d_backward.default: resampling.pad_backward(aten.reflection_pad1d, 1),
+    aten.reflection_pad2d_backward.default: resampling.pad_backward(aten.reflection_pad2d, 2),
+    aten.reflection_pad3d_backward.default: resampling.pad_backward(aten.reflection_pad3d, 3),
+    aten.replication_pad1d_backward.default: resampling.pad_backward(aten.replication_pad1d, 1),
+    aten.replication_pad2d_backward.default: resampling.pad_backward(aten.replication_pad2d, 2),
+    aten.replication_pad3d_backward.default: resampling.pad_backward(aten.replication_pad3d, 3),
+    # Upsampling
+    aten.upsample_nearest1d.default: resampling.upsample(aten.upsample_nearest1d),
+    aten.upsample_nearest2d.default: resampling.upsample(aten.upsample_nearest2d),
+    aten.upsample_nearest3d.default: resampling.upsample(aten.upsample_nearest3d),
+    aten._upsample_nearest_exact1d.default: resampling.upsample(aten._upsample_nearest_exact1d),
+    aten._upsample_nearest_exact2d.default: resampling.upsample(aten._upsample_nearest_exact2d),
+    aten._upsample_nearest_exact3d.default: resampling.upsample(aten._upsample_nearest_exact3d),
+    aten.upsample_linear1d.default: resampling.upsample(aten.upsample_linear1d),
+    aten.upsample_bilinear2d.default: resampling.upsample(aten.upsample_bilinear2d),
+    aten.upsample_trilinear3d.default: resampling.upsample(aten.upsample_trilinear3d),
+    aten.upsample_bicubic2d.default: resampling.upsample(aten.upsample_bicubic2d),
+    aten._upsample_bilinear2d_aa.default: resampling.upsample(aten._upsample_bilinear2d_aa),
+    aten._upsample_bicubic2d_aa.default: resampling.upsample(aten._upsample_bicubic2d_aa),
+    aten.upsample_nearest1d_backward.default: resampling.upsample_backward(aten.upsample_nearest1d),
+    aten.upsample_nearest2d_backward.default: resampling.upsample_backward(aten.upsample_nearest2d),
+    aten.upsample_nearest3d_backward.default: resampling.upsample_backward(aten.upsample_nearest3d),
+    aten._upsample_nearest_exact1d_backward.default: resampling.upsample_backward(aten._upsample_nearest_exact1d),
+    aten._upsample_nearest_exact2d_backward.default: resampling.upsample_backward(aten._upsample_nearest_exact2d),
+    aten._upsample_nearest_exact3d_backward.default: resampling.upsample_backward(aten._upsample_nearest_exact3d),
+    aten.upsample_linear1d_backward.default: resampling.upsample_backward(aten.upsample_linear1d),
+    aten.upsample_bilinear2d_backward.default: resampling.upsample_backward(aten.upsample_bilinear2d),
+    aten.upsample_trilinear3d_backward.default: resampling.upsample_backward(aten.upsample_trilinear3d),
+    aten.upsample_bicubic2d_backward.default: resampling.upsample_backward(aten.upsample_bicubic2d),
+    aten._upsample_bilinear2d_aa_backward.default: resampling.upsample_backward(aten._upsample_bilinear2d_aa),
+    aten._upsample_bicubic2d_aa_backward.default: resampling.upsample_backward(aten._upsample_bicubic2d_aa),
 }
