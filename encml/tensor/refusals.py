@@ -19,7 +19,8 @@ _ADAPTIVE = (
 )
 _FOREACH = "leave foreach and fused at their defaults, which take tensors one by one"
 _NOISE = "noise that all parties would know hides nothing; let one party draw it, and share() it"
-_POOL = "use avg_pool2d or AdaptiveAvgPool2d(1)"
+_UNPOOL = "the places of the maxima are secret, so nothing can be put there; use F.interpolate or a ConvTranspose layer"
+_FRACTIONAL = "its windows are drawn at random, by each party anew; use max_pool2d or adaptive_max_pool2d"
 _LOSS = "it needs exp or log, which are not there yet; train with the squared error, F.mse_loss"
 _LOOK_UP = "a secret cannot choose what is read or written yet; use a public index or mask"
 
@@ -38,7 +39,8 @@ _ADVICE = {
     **dict.fromkeys(("maximum", "minimum", "threshold", "hardsigmoid", "hardswish"), _SIGN),
     **dict.fromkeys(("where", "masked_fill"), "multiply by the mask: mask * x + ~mask * y"),
     **dict.fromkeys(("max", "min", "argmax", "argmin", "amax", "amin", "topk", "sort", "argsort", "median"), _NOT_YET),
-    **dict.fromkeys(("max_pool2d_with_indices", "max_pool1d", "adaptive_max_pool2d", "_adaptive_avg_pool2d"), _POOL),
+    **dict.fromkeys(("max_unpool2d", "max_unpool3d"), _UNPOOL),
+    **dict.fromkeys(("fractional_max_pool2d", "fractional_max_pool3d"), _FRACTIONAL),
     **dict.fromkeys(("native_batch_norm", "_native_batch_norm_legit", "_batch_norm_with_update", "var"), _NORM),
     **dict.fromkeys(("_native_batch_norm_legit_no_training", "native_layer_norm", "native_group_norm", "std"), _NORM),
     **dict.fromkeys(("_native_batch_norm_legit_functional", "var_mean", "std_mean", "cudnn_batch_norm"), _NORM),

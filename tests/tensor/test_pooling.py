@@ -304,8 +304,9 @@ def test_errors_are_those_of_pytorch(f: Any) -> None:
 @pytest.mark.parametrize(
     ("f", "advice"),
     [
-        (lambda x: F.max_unpool2d(x, torch.zeros(x.shape, dtype=torch.int64), 2), "max_unpool"),
-        (lambda x: F.fractional_max_pool2d(x, 2, output_size=3), "fractional_max_pool"),
+        (lambda x: F.max_unpool2d(x, torch.zeros(x.shape, dtype=torch.int64), 2), "ConvTranspose"),
+        (lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2), "max_unpool2d.*interpolate"),
+        (lambda x: F.fractional_max_pool2d(x, 2, output_size=3), "use max_pool2d"),
         (lambda x: F.max_pool2d(x[..., :4, :4], 2, 1, 1, 5), "inf"),
     ],
 )
