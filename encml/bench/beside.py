@@ -3,7 +3,7 @@
 ``peers/<name>_cases.py`` is a script of that library's, not a part of encml: it is run by a Python in whose environment
 the library is installed. It gets the cases as one argument of JSON and writes lines of JSON to standard output: first
 ``{"version": ..., "setting": ...}``, then one for every case, ``{"name": ..., "seconds": [...], ...}`` or
-``{"name": ..., "problem": ...}``.
+``{"name": ..., "problem": ...}``, where nothing is said of a case that the script does not have.
 """
 
 from __future__ import annotations

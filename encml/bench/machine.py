@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from encml.bench.records import Machine
@@ -22,8 +25,38 @@ def this_machine(threads: int) -> Machine:
         cpu=_field(Path("/proc/cpuinfo"), "model name") or platform.processor() or platform.machine(),
         memory_bytes=_memory(),
         threads=threads,
-        load=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
     )
+
+
+@contextmanager
+def work_of_others() -> Iterator[list[float | None]]:
+    """The yielded list receives how many cores other programs kept busy, on average, while the block ran.
+
+    From what all cores did, time taken by other virtual machines included, less what this process and those that it
+    started and waited for did. None where the system does not tell.
+    """
+    result: list[float | None] = []
+    all_before, own_before, start = _busy(), _own(), time.monotonic()
+    yield result
+    all_after, own_after, seconds = _busy(), _own(), time.monotonic() - start
+    if all_before is None or all_after is None:
+        result.append(None)
+    else:
+        result.append(max(0.0, (all_after - all_before - (own_after - own_before)) / seconds))
+
+
+def _busy() -> float | None:
+    """Seconds that all cores together have worked since the system started."""
+    try:
+        words = Path("/proc/stat").read_text().split("\n", 1)[0].split()
+    except OSError:
+        return None
+    user, nice, system, _idle, _waiting, *interrupts_and_stolen = map(int, words[1:9])
+    return (user + nice + system + sum(interrupts_and_stolen)) / os.sysconf("SC_CLK_TCK")
+
+
+def _own() -> float:
+    return sum(os.times()[:4])
 
 
 def _commit() -> str | None:

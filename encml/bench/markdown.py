@@ -6,7 +6,7 @@ import shlex
 import textwrap
 
 from encml.bench.records import Benchmark
-from encml.bench.text import Grid, grids, load_text, machine_text, peer_problems_text
+from encml.bench.text import Grid, grids, machine_text, others_text, peer_problems_text
 
 _WIDTH = 120
 
@@ -38,22 +38,22 @@ _READ = """\
 - **Worst error** is the largest |found − true| / max(|true|, 1/8), against float64: at most 2^-12 = 2.4e-4 is a result
   within two units of the last of 16 fraction bits, or within 2^-12 of itself.
 - A **ratio** below 1 means that encml takes less time. The other library runs right after encml's three processes, on
-  the same cases; what its figures mean is said above its table.
+  the same cases; how it is set up is said above its table.
 """
 
 
 def markdown(benchmark: Benchmark) -> str:
     """The page, with the command that makes it."""
     cores = "1 core" if benchmark.machine.cores == 1 else f"{benchmark.machine.cores} cores"
-    made = f"Made on {benchmark.date:%Y-%m-%d}: {machine_text(benchmark.machine)}. {load_text(benchmark.machine)}"
+    made = f"Made on {benchmark.date:%Y-%m-%d}: {machine_text(benchmark.machine)}. {others_text(benchmark)}"
     if benchmark.quick:
         made += " Sizes are small, for a quick look."
     parts = [_HEAD.format(command=_command(benchmark)), _paragraph(made)]
     parts += [_READ.format(repeats=benchmark.repeats, cores=cores)]
     parts += [_section(grid) for grid in grids(benchmark)]
-    left_out = [line for peer in benchmark.peers for line in peer_problems_text(peer) if "not among" not in line]
+    left_out = [line for peer in benchmark.peers for line in peer_problems_text(peer)]
     if left_out:
-        parts.append("## What another library did not do\n\n" + "\n".join(f"- {line}" for line in left_out) + "\n")
+        parts.append("## Where another library failed\n\n" + "\n".join(f"- {line}" for line in left_out) + "\n")
     return "\n".join(parts)
 
 

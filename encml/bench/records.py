@@ -71,7 +71,7 @@ class CaseRecord(Record):
 
 
 class PeerCase(Timed):
-    """The same case in another library. ``rounds``: as that library counts them, where it does."""
+    """The same case in another library. ``rounds``: SPU's messages, CrypTen's calls to communicate."""
 
     name: str
     rounds: float | None = None
@@ -80,7 +80,7 @@ class PeerCase(Timed):
 
 
 class PeerFailure(Record):
-    """A case that the other library did not do, and why."""
+    """A case that the other library did not do, and why; nothing, where its script does not have the case."""
 
     name: str
     problem: str
@@ -98,13 +98,12 @@ class Peer(Record):
 
 
 class Machine(Environment):
-    """Where the benchmark ran. ``load``: the average number of running processes in the minute before it began."""
+    """Where the benchmark ran; ``threads`` are those that each process computed with."""
 
     commit: str | None
     cpu: str
     memory_bytes: int | None
     threads: int
-    load: float | None
 
 
 class Benchmark(Record):
@@ -117,5 +116,7 @@ class Benchmark(Record):
     quick: bool
     repeats: int
     machine: Machine
+    busy_cores: float | None
+    """How many of the machine's cores other programs kept busy meanwhile, on average."""
     cases: tuple[CaseRecord, ...]
     peers: tuple[Peer, ...]

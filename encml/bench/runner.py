@@ -6,16 +6,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 
 import torch
 
 from encml.bench.beside import Interpreter, run_peer
 from encml.bench.case import Case
 from encml.bench.cases import choose
-from encml.bench.machine import this_machine
+from encml.bench.machine import this_machine, work_of_others
 from encml.bench.measuring import measure
 from encml.bench.processes import run_parties
-from encml.bench.records import Benchmark, CaseRecord, Declared, Run
+from encml.bench.records import Benchmark, CaseRecord, Declared, Peer, Run
 from encml.mpc.session import Session
 from encml.net.local import LocalTransport
 
@@ -60,27 +61,26 @@ def run_benchmark(plan: Plan, told: Told) -> Benchmark:
     date, machine, cases = datetime.now(UTC), this_machine(plan.threads), plan.cases
     alone: dict[str, Run | str] = {}
     apart: dict[str, Run | str] = {}
-    if plan.in_process:
-        for case, outcome in _in_process(cases, plan.quick, plan.repeats, plan.threads):
-            alone[case.name] = outcome
-            told(IN_PROCESS, case.name)
-    if plan.parties:
-        for case, outcome in run_parties(cases, plan.quick, plan.repeats, plan.threads):
-            apart[case.name] = outcome
-            told(PARTIES, case.name)
-    peers = []
-    for peer in plan.peers:
-
-        def one(name: str, place: str = peer.name) -> None:
-            told(place, name)
-
-        peers.append(run_peer(peer, cases, plan.quick, plan.repeats, plan.threads, one))
+    peers: list[Peer] = []
+    with work_of_others() as others:
+        if plan.in_process:
+            for case, outcome in _in_process(cases, plan.quick, plan.repeats, plan.threads):
+                alone[case.name] = outcome
+                told(IN_PROCESS, case.name)
+        if plan.parties:
+            for case, outcome in run_parties(cases, plan.quick, plan.repeats, plan.threads):
+                apart[case.name] = outcome
+                told(PARTIES, case.name)
+        for peer in plan.peers:
+            progress = partial(told, peer.name)
+            peers.append(run_peer(peer, cases, plan.quick, plan.repeats, plan.threads, progress))
     return Benchmark(
         date=date,
         only=plan.only,
         quick=plan.quick,
         repeats=plan.repeats,
         machine=machine,
+        busy_cores=others[0],
         cases=tuple(_record(case, plan.quick, alone.get(case.name), apart.get(case.name)) for case in cases),
         peers=tuple(peers),
     )

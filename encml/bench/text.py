@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from encml.bench.records import Benchmark, CaseRecord, Declared, Machine, Peer, PeerCase, Run, Timed
 from encml.experiment.text import bytes_text
 
+_QUIET = 0.1
+"""Up to this part of all cores, other programs hardly disturb."""
 _UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
 
 
@@ -39,14 +41,17 @@ def machine_text(machine: Machine) -> str:
     )
 
 
-def load_text(machine: Machine) -> str:
+def others_text(benchmark: Benchmark) -> str:
     """Whether other programs ran on the machine; empty where that is not known."""
-    if machine.load is None:
+    busy, cores = benchmark.busy_cores, benchmark.machine.cores
+    if busy is None:
         return ""
-    busy = f"before the first case {machine.load:.1f} processes were running on average"
-    if machine.load < 0.2 * machine.cores:
-        return f"The machine was otherwise quiet ({busy})."
-    return f"Other work went on at the same time ({busy}), so seconds are too long and vary; rounds and bytes do not."
+    if busy < _QUIET * cores:
+        return f"Other programs kept {busy:.2f} of {cores} cores busy meanwhile."
+    return (
+        f"The machine had other work at the same time ({busy:.1f} of {cores} cores): seconds are too long, and vary; "
+        "rounds and bytes are what they always are."
+    )
 
 
 def _own(benchmark: Benchmark) -> Grid:
@@ -69,8 +74,8 @@ def _own(benchmark: Benchmark) -> Grid:
 
 def _beside(benchmark: Benchmark, peer: Peer) -> Grid:
     """Seconds, bytes and errors of both, and how they compare."""
-    theirs = {case.name: case for case in peer.cases}
-    columns = ("case", "encml", peer.name, "encml / " + peer.name, "sent: encml", peer.name, "error: encml", peer.name)
+    name, theirs = peer.name, {case.name: case for case in peer.cases}
+    columns = ("case", "encml", name, f"encml / {name}", "encml sent", f"{name} sent", "encml error", f"{name} error")
     rows = [
         (
             case.does,
@@ -109,13 +114,13 @@ def _of_declared(run: Run, declared: Declared | None) -> str:
 def span_text(timed: Timed) -> str:
     """Median (smallest–largest), in the unit of the median: 12.3 ms (11.9–14.0)."""
     size, unit = next((entry for entry in _UNITS if timed.median >= entry[0]), _UNITS[-1])
-    low, middle, high = (_three(value / size) for value in (min(timed.seconds), timed.median, max(timed.seconds)))
+    low, middle, high = (_digits(value / size, 3) for value in (min(timed.seconds), timed.median, max(timed.seconds)))
     return f"{middle} {unit} ({low}–{high})"
 
 
 def ratio_text(ours: float, theirs: float) -> str:
     """ours / theirs: 0.42×."""
-    return f"{_three(ours / theirs)}×" if theirs else ""
+    return f"{_digits(ours / theirs, 2)}×" if theirs else ""
 
 
 def _count(rounds: float) -> str:
@@ -126,11 +131,9 @@ def _error(value: float | None) -> str:
     return "" if value is None else "0" if value == 0 else f"{value:.1e}"
 
 
-def _three(value: float) -> str:
-    """Three digits, without an exponent: 0.0123, 1.23, 123, 12345."""
-    if value == 0 or value >= 100:
-        return f"{value:.0f}"
-    places = 2 - math.floor(math.log10(value))
+def _digits(value: float, count: int) -> str:
+    """So many digits that count, without an exponent: at three of them 0.0123, 1.23, 123, 12345."""
+    places = 0 if value == 0 else count - 1 - math.floor(math.log10(value))
     return f"{value:.{max(0, places)}f}"
 
 
@@ -140,6 +143,6 @@ def unsupported_text(cases: tuple[CaseRecord, ...]) -> list[str]:
 
 
 def peer_problems_text(peer: Peer) -> list[str]:
-    """What a peer did not do, and why, one line each."""
+    """What a peer failed at, and why, one line each; not what its script does not try."""
     ended = [] if peer.problem is None else [f"{peer.name}: {peer.problem}"]
-    return [f"{peer.name}: {failure.name}: {failure.problem}" for failure in peer.failures] + ended
+    return [f"{peer.name}: {failure.name}: {failure.problem}" for failure in peer.failures if failure.problem] + ended

@@ -14,7 +14,7 @@ from rich.table import Table
 from encml.bench.beside import parse_peer
 from encml.bench.markdown import markdown
 from encml.bench.runner import Plan, Told, run_benchmark
-from encml.bench.text import Grid, grids, load_text, machine_text, peer_problems_text, unsupported_text
+from encml.bench.text import Grid, grids, machine_text, others_text, peer_problems_text, unsupported_text
 from encml.cli.late import error_console
 from encml.errors import ConfigError
 
@@ -52,7 +52,7 @@ def bench(
     if markdown_file is not None:
         _write(markdown_file, markdown(benchmark))
     console = Console()
-    console.print(f"{machine_text(benchmark.machine)}. {load_text(benchmark.machine)}")
+    console.print(f"{machine_text(benchmark.machine)}. {others_text(benchmark)}")
     for grid in grids(benchmark):
         console.print(_table(grid))
     for line in unsupported_text(benchmark.cases):
@@ -65,7 +65,7 @@ def bench(
 def _table(grid: Grid) -> Table:
     table = Table(title=grid.title, caption=grid.about or None)
     for place, name in enumerate(grid.columns):
-        table.add_column(name, justify="right" if place >= grid.texts else "left")
+        table.add_column(name, justify="right" if place >= grid.texts else "left", overflow="fold")
     for row in grid.rows:
         table.add_row(*row)
     return table
