@@ -116,13 +116,28 @@ def log_softmax_backward(gradient: Tensor, output: Tensor, dim: int, input_dtype
     session = session_of(gradient, output)
     given = wrap(as_secret(gradient, session), output.dtype)
     total = sum_dims(given, (dim,), True)
-    kept = secret(output).fact(_SOFTMAX) if isinstance(output, SharedTensor) else None
-    if kept is None or kept.columns != _Columns.of(output, dim):
+    kept = _kept(output, dim)
+    if kept is None:
         weights = torch.exp(output)
     else:
         payload, _ = session.parties.together(lambda: kept.payload(secret(output)), secret(total).settle)
         weights = wrap(Secret(session, session.fraction_bits, payload=payload), output.dtype)
     return _contiguous(sub(given, mul(weights, total)), input_dtype)
+
+
+def softmax_of(output: SharedTensor, dim: int) -> SharedTensor:
+    """The softmax along ``dim`` that belongs to a log-softmax: 3 rounds once, 10.75 B a party and element."""
+    kept = _kept(output, dim)
+    if kept is None:
+        return wrap(secret(torch.exp(output)), output.dtype)
+    return wrap(
+        Secret(output.session, output.session.fraction_bits, payload=kept.payload(secret(output))), output.dtype
+    )
+
+
+def _kept(output: Tensor, dim: int) -> _Kept | None:
+    kept: _Kept | None = secret(output).fact(_SOFTMAX) if isinstance(output, SharedTensor) else None
+    return kept if kept is not None and kept.columns == _Columns.of(output, dim) else None
 
 
 def _contiguous(x: SharedTensor, dtype: torch.dtype) -> SharedTensor:
