@@ -267,8 +267,6 @@ def unpack(
     """torch._pad_packed_sequence: the inverse of ``pack``, padded to ``total_length`` steps if that is positive."""
     sizes: list[int] = batch_sizes.tolist()
     length = total_length if total_length > 0 else len(sizes)
-    if length < len(sizes):
-        raise InvalidTensor(f"total_length {length}: expected at least {len(sizes)}, the longest sequence's")
     room = data.new_full((length, sizes[0], *data.shape[1:]), padding_value)
     padded = room.index_put(_positions(sizes), data)
     lengths = torch.tensor([sum(size > j for size in sizes) for j in range(sizes[0])])
