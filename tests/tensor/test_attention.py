@@ -1,0 +1,206 @@
+"""Attention, multi-head attention and transformers: values, gradients, strides, masks, rounds.
+
+Tolerances: scores are off by 1 ulp times the size of a query, weights by 4 ulp, their mix with values below 2 by some
+more; gradients of inner projections pass through all of that, a transformer's layers one after the other.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from modules import module_matches, on_the_grid
+from reference import grid, matches, near
+from torch import Tensor, nn
+
+import encml
+from encml import Session
+from encml.errors import InvalidTensor, UnsupportedOperation
+
+ULPS, GRAD_ULPS = 20, 40
+attend: Any = F.scaled_dot_product_attention
+
+
+def qkv(queries: int = 4, keys: int = 6, width: int = 16, out: int = 5) -> tuple[Tensor, Tensor, Tensor]:
+    return grid(2, 3, queries, width), grid(2, 3, keys, width, seed=1), grid(2, 3, keys, out, seed=2)
+
+
+@pytest.mark.parametrize("width", [1, 4, 8])
+@pytest.mark.parametrize("settings", [{}, {"scale": 0.5}, {"scale": 0.3}, {"is_causal": True}])
+def test_attention(width: int, settings: dict[str, Any]) -> None:
+    matches(lambda q, k, v: attend(q, k, v, **settings), *qkv(width=width), ulps=ULPS, grad_ulps=GRAD_ULPS)
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (2, 3, 4), (2, 1, 2, 3, 4)])
+def test_shapes(shape: tuple[int, ...]) -> None:
+    x = grid(*shape)
+    matches(lambda x: attend(x, x, x), x, ulps=ULPS, grad_ulps=120)
+    near(attend(encml.share(x[..., :0, :]), encml.share(x), encml.share(x)).reveal(), attend(x[..., :0, :], x, x), 1)
+
+
+BOOLS = torch.tensor([[1, 0, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 0, 1], [1, 0, 0, 0, 0, 1]]).bool()
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        BOOLS,
+        BOOLS.expand(2, 3, 4, 6).clone(),
+        torch.zeros(4, 6).double().masked_fill(~BOOLS, -math.inf),
+        torch.zeros(4, 6).double().masked_fill(~BOOLS, torch.finfo(torch.float64).min),
+        grid(2, 1, 4, 6).masked_fill(~BOOLS, -math.inf),
+        grid(4, 6),
+        grid(1, 6),
+        torch.ones(4, 6, dtype=torch.bool),
+    ],
+    ids=["bools", "all-dims", "inf", "min", "added-and-inf", "added", "broadcast", "nothing"],
+)
+def test_public_masks(mask: Tensor) -> None:
+    matches(lambda q, k, v: attend(q, k, v, mask), *qkv(), ulps=ULPS, grad_ulps=GRAD_ULPS)
+
+
+def test_a_query_that_may_look_at_nothing_gets_zero() -> None:
+    mask = BOOLS.clone()
+    mask[2] = False
+    matches(lambda q, k, v: attend(q, k, v, mask), *qkv(), ulps=ULPS, grad_ulps=GRAD_ULPS)
+    found = attend(*(encml.share(x) for x in qkv()), mask)
+    assert (found[:, :, 2].reveal() == 0).all()
+
+
+def test_secret_masks() -> None:
+    matches(lambda q, k, v, m: attend(q, k, v, m), *qkv(), grid(4, 6), ulps=ULPS, grad_ulps=GRAD_ULPS)
+    mask = encml.share(BOOLS.double()) > 0.5
+    found = attend(*(encml.share(x) for x in qkv()), mask)
+    near(found.reveal(), attend(*qkv(), BOOLS), ULPS)
+
+
+def test_grouped_queries() -> None:
+    q, k, v = grid(2, 6, 3, 4), grid(2, 2, 5, 4, seed=1), grid(2, 2, 5, 4, seed=2)
+    matches(lambda q, k, v: attend(q, k, v, enable_gqa=True), q, k, v, ulps=ULPS, grad_ulps=60)
+    with pytest.raises(InvalidTensor, match="6 heads of queries, not a multiple of 4"):
+        attend(encml.share(q), encml.share(k.repeat(1, 2, 1, 1)), encml.share(v.repeat(1, 2, 1, 1)), enable_gqa=True)
+
+
+def test_dropout_of_weights() -> None:
+    x = encml.share(grid(1, 30, 4))
+    first, second = (attend(x, x, x, dropout_p=0.5).reveal() for _ in range(2))
+    assert (first - second).abs().max() > 0.01
+    assert (attend(x, x, x, dropout_p=1.0).reveal() == 0).all()
+
+
+def test_some_operands_plain() -> None:
+    q, k, v = qkv()
+    for secret in ((True, False, False), (False, True, False), (False, False, True), (False, True, True)):
+        given = [encml.share(x) if s else x for x, s in zip((q, k, v), secret, strict=True)]
+        near(attend(*given).reveal(), attend(q, k, v), ULPS)
+
+
+def test_what_makes_no_sense() -> None:
+    x = encml.share(grid(3, 4))
+    with pytest.raises(InvalidTensor, match="is_causal"):
+        attend(x, x, x, torch.ones(3, 3).bool(), is_causal=True)
+    module = encml.share(nn.MultiheadAttention(4, 2))
+    with pytest.raises(InvalidTensor, match="is_causal"):
+        module(x, x, x, is_causal=True)
+    with pytest.raises(UnsupportedOperation, match="static_k"):
+        F.multi_head_attention_forward(
+            x, x, x, 4, 2, module.in_proj_weight, None, None, None, False, 0.0, module.out_proj.weight, None, static_k=x
+        )
+
+
+# nn.MultiheadAttention ----------------------------------------------------------------------------------------
+
+PADDING = torch.tensor([[0, 0, 0, 1, 1], [0, 0, 0, 0, 0]]).bool()
+CAUSAL = torch.ones(5, 5, dtype=torch.bool).triu(1)
+
+
+class SelfAttention(nn.Module):
+    """One input in all three roles; only the output."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.inner = on_the_grid(nn.MultiheadAttention(8, 2, batch_first=True, **settings))
+
+    def forward(self, x: Tensor, **options: Any) -> Any:
+        return self.inner(x, x, x, **options)
+
+
+@pytest.mark.parametrize("need_weights", [True, False])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"key_padding_mask": PADDING},
+        {"attn_mask": CAUSAL},
+        {"attn_mask": CAUSAL, "key_padding_mask": PADDING},
+        {"attn_mask": torch.zeros(5, 5).double().masked_fill(CAUSAL, -math.inf), "is_causal": True},
+        {"attn_mask": grid(4, 5, 5), "key_padding_mask": PADDING.double().masked_fill(PADDING, -math.inf)},
+        {"average_attn_weights": False},
+    ],
+    ids=["plain", "padding", "causal", "both", "float", "per-head", "every-head"],
+)
+def test_multi_head_attention(options: dict[str, Any], need_weights: bool) -> None:
+    x, options = grid(2, 5, 8), {**options, "need_weights": need_weights}
+    module_matches(SelfAttention(), x, ulps=ULPS, grad_ulps=120, **options)
+    with torch.no_grad():
+        # PyTorch's own fast path lays its result out in another way than its slow one.
+        module_matches(SelfAttention().eval(), x, ulps=ULPS, grad_ulps=0, strides=False, **options)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"bias": False}, {"kdim": 6, "vdim": 7}, {"add_bias_kv": True, "add_zero_attn": True}, {"batch_first": True}],
+    ids=["plain", "no-bias", "other-widths", "more-keys", "batch-first"],
+)
+def test_attention_to_another_sequence(settings: dict[str, Any]) -> None:
+    torch.manual_seed(1)
+    module = on_the_grid(nn.MultiheadAttention(8, 2, **settings))
+    x, key, value = grid(5, 2, 8), grid(5, 2, settings.get("kdim", 8)), grid(5, 2, settings.get("vdim", 8), seed=3)
+    padding = PADDING
+    if settings.get("batch_first"):
+        padding = torch.zeros(5, 2, dtype=torch.bool)
+    module_matches(module, x, key, value, ulps=ULPS, grad_ulps=120, key_padding_mask=padding)
+
+
+def test_without_a_batch() -> None:
+    x = grid(5, 8)
+    module_matches(SelfAttention(), x, ulps=ULPS, grad_ulps=120, key_padding_mask=PADDING[0])
+
+
+def test_key_and_value_alike() -> None:
+    torch.manual_seed(1)
+    module = on_the_grid(nn.MultiheadAttention(8, 2))
+    shared, x, y = encml.share(module), grid(5, 2, 8), grid(4, 2, 8, seed=1)
+    memory = encml.share(y)
+    near(shared(encml.share(x), memory, memory)[0].reveal(), module(x, y, y)[0], ULPS)
+
+
+# Rounds -------------------------------------------------------------------------------------------------------
+
+
+def test_rounds(session: Session) -> None:
+    """3 to settle query, key and value, 3 the scores, then the softmax, then 3 the result."""
+    q, k, v = (encml.share(grid(1, 10, 16, seed=i)) for i in range(3))
+    weight = encml.share(grid(16, 16))
+    with session.ledger.measure() as softmax:
+        encml.share(grid(10, 10)).softmax(-1)
+    projected = [x @ weight for x in (q, k, v)]
+    with session.ledger.measure() as spent:
+        attend(*projected).reveal()
+    assert spent[0].rounds == 3 + 3 + (softmax[0].rounds - 1) + 3 + 1
+    # One head of 10 queries and keys: ten softmaxes of 2.6 kB, 9 B for each score and for each number of the others.
+    assert spent[0].bytes_per_party < 1.15 * 10 * 2606 + 9 * (100 + 4 * 160) + 8 * 160
+
+
+def test_a_causal_mask_saves_exponentials(session: Session) -> None:
+    x = encml.share(grid(1, 64, 16))
+    with session.ledger.measure() as full:
+        attend(x, x, x)
+    with session.ledger.measure() as causal:
+        attend(x, x, x, is_causal=True)
+    assert causal[0].rounds == full[0].rounds
+    assert full[0].bytes_per_party - causal[0].bytes_per_party > 64 * 63 / 2 * 160
