@@ -16,6 +16,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 if _typing.TYPE_CHECKING:
+    from encml import optim as optim
     from encml.errors import CheckError, UnsupportedOperation
     from encml.inspect import check, profile
     from encml.mpc.session import Session
@@ -34,6 +35,8 @@ else:
 
     def __getattr__(name: str) -> object:
         """Load a public name when it is first used (PEP 562): ``encml --help`` need not wait seconds for PyTorch."""
+        if name == "optim":
+            return _importlib.import_module("encml.optim")
         if name not in _HOMES:
             raise AttributeError(f"module 'encml' has no attribute {name!r}")
         value = globals()[name] = getattr(_importlib.import_module(_HOMES[name]), name)

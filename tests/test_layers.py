@@ -18,6 +18,7 @@ FLOORS = (
     ("net",),
     ("mpc",),
     ("tensor",),
+    ("optim",),
     ("inspect",),
     ("privacy",),
     ("federated",),
