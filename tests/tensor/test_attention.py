@@ -7,6 +7,7 @@ more; gradients of inner projections pass through all of that, a transformer's l
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import pytest
@@ -177,6 +178,74 @@ def test_key_and_value_alike() -> None:
     shared, x, y = encml.share(module), grid(5, 2, 8), grid(4, 2, 8, seed=1)
     memory = encml.share(y)
     near(shared(encml.share(x), memory, memory)[0].reveal(), module(x, y, y)[0], ULPS)
+
+
+# Transformers -------------------------------------------------------------------------------------------------
+
+
+def layer(kind: Any, **settings: Any) -> Any:
+    torch.manual_seed(2)
+    return on_the_grid(kind(16, 2, 24, 0.0, batch_first=True, **settings))
+
+
+@pytest.mark.parametrize("settings", [{}, {"norm_first": True}, {"activation": "gelu"}, {"bias": False}], ids=str)
+def test_encoder_layer(settings: dict[str, Any]) -> None:
+    module, x = layer(nn.TransformerEncoderLayer, **settings), grid(2, 5, 16)
+    module_matches(module, x, ulps=40, grad_ulps=300)
+    with torch.no_grad():
+        module_matches(module.eval(), x, ulps=40, grad_ulps=0, src_key_padding_mask=PADDING)
+
+
+def test_decoder_layer() -> None:
+    module, target, memory = layer(nn.TransformerDecoderLayer), grid(2, 5, 16), grid(2, 3, 16, seed=1)
+    module_matches(module, target, memory, ulps=60, grad_ulps=400, tgt_mask=CAUSAL, tgt_is_causal=True)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_encoder(training: bool) -> None:
+    """Also where PyTorch would pack its input by lengths: its result is 0 in the padding then, ours is not."""
+    module = nn.TransformerEncoder(layer(nn.TransformerEncoderLayer), 2).train(training)
+    causal = nn.Transformer.generate_square_subsequent_mask(5, dtype=torch.float64)
+    with torch.set_grad_enabled(training), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The PyTorch API of nested tensors")
+        module_matches(module, grid(2, 5, 16), ulps=80, grad_ulps=500, mask=causal, is_causal=True)
+        shown = None if training else ~PADDING
+        module_matches(
+            module, grid(2, 5, 16), ulps=80, grad_ulps=500, src_key_padding_mask=PADDING, shown=shown, strides=training
+        )
+
+
+def test_transformer() -> None:
+    module = layer(lambda *sizes, **kw: nn.Transformer(sizes[0], sizes[1], 1, 1, *sizes[2:], **kw))
+    causal = nn.Transformer.generate_square_subsequent_mask(4, dtype=torch.float64)
+    module_matches(module, grid(2, 5, 16), grid(2, 4, 16, seed=1), ulps=100, grad_ulps=800, tgt_mask=causal)
+
+
+class Decoder(nn.Module):
+    """A block of a GPT as people write it: masked scores by hand, a causal mask in a buffer."""
+
+    def __init__(self, width: int = 16, heads: int = 2, length: int = 8) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width)
+        self.register_buffer(
+            "bias", torch.tril(torch.ones(length, length, dtype=torch.int64)).view(1, 1, length, length)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, length, width = x.size()
+        q, k, v = self.qkv(self.norm(x)).split(width, dim=2)
+        q, k, v = (t.view(batch, length, self.heads, width // self.heads).transpose(1, 2) for t in (q, k, v))
+        scores = (q @ k.transpose(-2, -1)) * (1.0 / math.sqrt(k.size(-1)))
+        scores = scores.masked_fill(self.bias[:, :, :length, :length] == 0, float("-inf"))
+        mixed = (F.softmax(scores, dim=-1) @ v).transpose(1, 2).contiguous().view(batch, length, width)
+        return x + self.out(mixed)
+
+
+def test_attention_written_by_hand() -> None:
+    torch.manual_seed(4)
+    module_matches(on_the_grid(Decoder()), grid(2, 5, 16), ulps=40, grad_ulps=200)
 
 
 # Rounds -------------------------------------------------------------------------------------------------------
