@@ -5,13 +5,14 @@ aten operators are in encml.tensor.table.
 
 from __future__ import annotations
 
-from encml.tensor.functions import attention, certain, dropout, losses, norms, pooling, recurrent, traps
+from encml.tensor.functions import attention, certain, dropout, lookup, losses, norms, pooling, recurrent, traps
 from encml.tensor.table.contents import merged
 
 FUNCTIONS = merged(
     traps.FUNCTIONS,
     dropout.FUNCTIONS,
     attention.FUNCTIONS,
+    lookup.FUNCTIONS,
     recurrent.FUNCTIONS,
     certain.FUNCTIONS,
     norms.FUNCTIONS,

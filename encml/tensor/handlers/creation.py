@@ -57,4 +57,4 @@ def _constant(x: SharedTensor, layout: Tensor, value: Number, dtype: torch.dtype
     dtype, session = dtype or x.dtype, x.session
     integer, bits = term(as_number(value, dtype), session.fraction_bits)
     shares = [torch.full_like(layout, int(share)) for share in public(session.parties, integer)]
-    return wrap(Secret(session, bits, payload=stack(shares)), dtype)
+    return wrap(Secret(session, bits, payload=stack(shares)).keep("constant", value), dtype)

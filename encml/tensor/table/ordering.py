@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from encml.tensor.handlers import choosing
+from encml.tensor.handlers import choosing, lookup, ordering
 
 aten = torch.ops.aten
 
@@ -50,4 +50,26 @@ HANDLERS: dict[Any, Callable[..., Any]] = {
     aten.where.self: choosing.where,
     aten.masked_fill.Scalar: choosing.masked_fill,
     aten.masked_fill.Tensor: choosing.masked_fill,
+    # Largest and smallest
+    aten.max.dim: ordering.max_dim,
+    aten.min.dim: ordering.min_dim,
+    aten.max.default: ordering.amax,
+    aten.min.default: ordering.amin,
+    aten.amax.default: ordering.amax,
+    aten.amin.default: ordering.amin,
+    aten.aminmax.default: ordering.aminmax,
+    aten.argmax.default: ordering.argmax,
+    aten.argmin.default: ordering.argmin,
+    # By rank
+    aten.sort.default: ordering.sort,
+    aten.sort.stable: ordering.sort_stable,
+    aten.topk.default: ordering.topk,
+    aten.kthvalue.default: ordering.kthvalue,
+    aten.median.default: ordering.median,
+    aten.median.dim: ordering.median_dim,
+    aten.nanmedian.default: ordering.median,
+    aten.nanmedian.dim: ordering.median_dim,
+    # Look-ups; by_index in table/rearranging.py lists those that take a public index as well
+    aten.embedding.default: lookup.embedding,
+    aten.embedding_dense_backward.default: lookup.embedding_backward,
 }

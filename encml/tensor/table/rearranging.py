@@ -1,4 +1,4 @@
-"""Views, copies, and what moves elements by public indices: nothing here sends a message, but to settle."""
+"""Views, copies, and what moves elements by indices. Nothing here sends a message, but to settle or for secret ones."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from encml.tensor.handlers import copies, views
+from encml.tensor.handlers import copies, lookup, views
 from encml.tensor.handlers.copies import each_term, join, moved
+from encml.tensor.handlers.lookup import by_index
 from encml.tensor.handlers.views import copied, written
 
 aten = torch.ops.aten
@@ -97,22 +98,22 @@ HANDLERS: dict[Any, Callable[..., Any]] = {
     aten.cumsum.default: copies.cumsum,
     aten.nansum.default: copies.nansum,
     aten.constant_pad_nd.default: copies.pad,
-    # By a public index
-    aten.index.Tensor: copies.index,
-    aten._unsafe_index.Tensor: copies.index,
-    aten.index_select.default: each_term(aten.index_select.default),
-    aten.gather.default: each_term(aten.gather.default),
+    # By an index, public or, where by_index says so, secret
+    aten.index.Tensor: by_index(copies.index, lookup.index_rows, 1),
+    aten._unsafe_index.Tensor: by_index(copies.index, lookup.index_rows, 1),
+    aten.index_select.default: by_index(each_term(aten.index_select.default), lookup.rows_of, 2),
+    aten.gather.default: by_index(each_term(aten.gather.default), lookup.gather, 2),
     aten.take.default: each_term(aten.take.default),
-    aten.index_add.default: copies.index_add,
+    aten.index_add.default: by_index(copies.index_add, lookup.add_rows, 2),
     aten.index_copy.default: moved(aten.index_copy.default, 0, 3),
     aten.index_fill.int_Scalar: moved(aten.index_fill.int_Scalar, 0, 3),
     aten.index_fill.int_Tensor: moved(aten.index_fill.int_Tensor, 0, 3),
-    aten.index_put.default: copies.index_put,
-    aten._unsafe_index_put.default: copies.index_put,
+    aten.index_put.default: by_index(copies.index_put, lookup.put_rows, 1),
+    aten._unsafe_index_put.default: by_index(copies.index_put, lookup.put_rows, 1),
     aten.put.default: moved(aten.put.default, 0, 2),
-    aten.scatter.src: moved(aten.scatter.src, 0, 3),
-    aten.scatter.value: moved(aten.scatter.value, 0, 3),
-    aten.scatter_add.default: moved(aten.scatter_add.default, 0, 3),
+    aten.scatter.src: by_index(moved(aten.scatter.src, 0, 3), lookup.scatter, 2),
+    aten.scatter.value: by_index(moved(aten.scatter.value, 0, 3), lookup.scatter, 2),
+    aten.scatter_add.default: by_index(moved(aten.scatter_add.default, 0, 3), lookup.scatter_add, 2),
     aten.masked_scatter.default: moved(aten.masked_scatter.default, 0, 2),
     aten.masked_scatter_backward.default: each_term(aten.masked_scatter_backward.default),
     aten._unsafe_masked_index.default: moved(aten._unsafe_masked_index.default, 0, 3),
