@@ -10,7 +10,7 @@ from torch import Tensor
 from encml.mpc.sharing import public
 from encml.ring.layout import stack
 from encml.tensor.handlers.common import as_number, as_secret, session_of, wrap
-from encml.tensor.public import Number, term
+from encml.tensor.public import Number, Operand, term
 from encml.tensor.secret import Secret
 from encml.tensor.shared import SharedTensor, secret
 
@@ -58,3 +58,16 @@ def _constant(x: SharedTensor, layout: Tensor, value: Number, dtype: torch.dtype
     integer, bits = term(as_number(value, dtype), session.fraction_bits)
     shares = [torch.full_like(layout, int(share)) for share in public(session.parties, integer)]
     return wrap(Secret(session, bits, payload=stack(shares)).keep("constant", value), dtype)
+
+
+def linspace(start: Operand, end: Operand, steps: int, *, dtype: torch.dtype | None = None, **_: object) -> Tensor:
+    """linspace between numbers, one of which is secret."""
+    part = torch.linspace(0, 1, steps, dtype=torch.float64)
+    return (start * (1 - part) + end * part).to(dtype or torch.get_default_dtype())
+
+
+def logspace(
+    start: Operand, end: Operand, steps: int, base: float = 10.0, *, dtype: torch.dtype | None = None, **_: object
+) -> Tensor:
+    """logspace between numbers, one of which is secret."""
+    return torch.pow(base, linspace(start, end, steps, dtype=dtype))

@@ -118,21 +118,18 @@ def unfold(x: SharedTensor, dimension: int, size: int, step: int) -> SharedTenso
 def as_strided(
     x: SharedTensor, size: Sequence[int], stride: Sequence[int], storage_offset: int | None = None
 ) -> SharedTensor:
-    """as_strided: every share is looked at with these strides, from where the memory of all that x views begins.
+    """as_strided: every share is looked at with these strides.
 
-    Raises UnsupportedOperation for a secret whose shares are not laid out as PyTorch would lay out their values.
+    Raises UnsupportedOperation for a secret whose shares are not laid out as PyTorch would lay out their values, and
+    for an offset into the memory of something that x is but a later part of: derivatives would look in the wrong place.
     """
     held = secret(x)
-    if held.terms.stride()[1:] != x.stride():
-        raise UnsupportedOperation(
-            f"as_strided: strides {x.stride()} are not those of the shares, {held.terms.stride()[1:]}; clone() it first"
-        )
-    # PyTorch counts from where all the memory begins; the views in between have their share of that.
-    skipped = held.terms.storage_offset() - held.whole.storage_offset()
-    further = 0 if storage_offset is None else storage_offset - skipped
+    later = held.terms.storage_offset() != held.whole.storage_offset() and storage_offset is not None
+    if held.terms.stride()[1:] != x.stride() or later:
+        raise UnsupportedOperation("as_strided: the shares of this view are laid out in another way; clone() it first")
 
     def look(p: Tensor) -> Tensor:
-        return p.as_strided((p.shape[0], *size), (p.stride(0), *stride), p.storage_offset() + further)
+        return p.as_strided((p.shape[0], *size), (p.stride(0), *stride), p.storage_offset() + (storage_offset or 0))
 
     return _viewed(x, look)
 
