@@ -11,7 +11,6 @@ from reference import grid, matches
 from torch import Tensor
 
 import encml
-from encml import SharedTensor
 from encml.errors import SecretError, UnsupportedOperation
 
 aten = torch.ops.aten
