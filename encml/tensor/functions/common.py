@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
 from torch import Tensor
 
+from encml.errors import UnsupportedOperation
 from encml.tensor.secret import settle_all
 from encml.tensor.shared import SharedTensor
 
@@ -19,3 +25,16 @@ def settle_together(*tensors: Tensor) -> None:
         session = held[0].session
         with session.whole(), session.ledger.operation("settle"):
             settle_all(*(x._secret for x in held))
+
+
+def differentiable_once(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """For the backward of an autograd.Function: refuses create_graph, where PyTorch's own decorator may say nothing."""
+
+    @functools.wraps(backward)
+    def checked(ctx: Any, *gradients: Any) -> Any:
+        if torch.is_grad_enabled():
+            name = type(ctx).__name__.removesuffix("Backward").lstrip("_")
+            raise UnsupportedOperation(f"{name}: its gradient cannot be differentiated again; leave create_graph out")
+        return backward(ctx, *gradients)
+
+    return checked

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from encml.tensor.functions.common import differentiable_once
 from encml.tensor.handlers import layernorms, vectors
 from encml.tensor.handlers.common import session_of
 from encml.tensor.shared import SharedTensor
@@ -30,7 +30,7 @@ class _RmsNorm(torch.autograd.Function):
         return output
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, gradient: SharedTensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         x, weight, deviation = ctx.saved_tensors
         session, mask = gradient.session, ctx.needs_input_grad[:2]
@@ -58,7 +58,7 @@ class _Unit(torch.autograd.Function):
         return output
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, gradient: SharedTensor) -> Tensor:
         x, deviation = ctx.saved_tensors
         with x.session.whole(), x.session.ledger.operation("normalize_backward"):
@@ -115,7 +115,7 @@ class _Length(torch.autograd.Function):
         return found
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, gradient: SharedTensor) -> tuple[Tensor, None, None]:
         (x,) = ctx.saved_tensors
         with x.session.whole(), x.session.ledger.operation("vector_norm_backward"):
