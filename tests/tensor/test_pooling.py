@@ -15,6 +15,8 @@ from torch import Tensor, nn
 import encml
 from encml import Session, UnsupportedOperation
 from encml.mpc.ordering import maximum_cost
+from encml.ring.kernels import window_places
+from encml.tensor.handlers.maxima import stages_of
 from encml.tensor.secret import Deferred, Secret
 from encml.tensor.shared import secret
 
@@ -120,6 +122,7 @@ WINDOWS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.usefixtures("one_by_one")
 @pytest.mark.parametrize("settings", WINDOWS, ids=str)
 @pytest.mark.parametrize("dims", [1, 2, 3])
 def test_max_pools_are_exact(dims: int, settings: dict[str, Any]) -> None:
@@ -145,12 +148,21 @@ def test_max_pool2d_of_any_geometry(data: st.DataObject) -> None:
         matches(lambda a: F.max_pool2d(a, kernel, stride, padding, dilation, ceil), x, ulps=0, grad_ulps=0)
 
 
+@pytest.mark.usefixtures("one_by_one")
 @pytest.mark.parametrize(("dims", "size"), ADAPTIVE, ids=str)
 def test_adaptive_max_pools(dims: int, size: Any) -> None:
     pool = {1: F.adaptive_max_pool1d, 2: F.adaptive_max_pool2d, 3: F.adaptive_max_pool3d}[dims]
     matches(lambda a: pool(a, size), grid(*SHAPES[dims]), ulps=0, grad_ulps=0)
 
 
+@pytest.fixture(params=[False, True], ids=["whole windows", "dimension by dimension"])
+def one_by_one(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways to find maxima, at sizes at which only one would be chosen."""
+    worth = 0 if request.param else 1 << 40
+    monkeypatch.setattr("encml.tensor.handlers.maxima._price", lambda stages: -worth if len(stages) == 1 else -1)
+
+
+@pytest.mark.usefixtures("one_by_one")
 def test_the_first_of_equals_wins_as_in_pytorch() -> None:
     ties = torch.tensor([1.0, 1.0, 0.0, 1.0, -1.0, -1.0, 2.0, 2.0], dtype=torch.float64).view(1, 1, 2, 4)
     matches(lambda a: F.max_pool2d(a, 2), ties, ulps=0, grad_ulps=0)
@@ -183,6 +195,7 @@ def test_max_pools_among_other_operations(f: Any) -> None:
     matches(f, grid(2, 3, 7, 8), ulps=1, grad_ulps=4)
 
 
+@pytest.mark.usefixtures("one_by_one")
 @pytest.mark.parametrize("dims", [1, 2, 3])
 def test_indices(dims: int, session: Session) -> None:
     """They are secret int64 numbers, worked out when they are used and not before."""
@@ -204,29 +217,48 @@ def _adaptive(dims: int, x: Tensor) -> tuple[Tensor, Tensor]:
     return result
 
 
-def test_costs_of_max_pools(session: Session) -> None:
-    """Forward: the tournament and nothing else. Backward compares nothing: it selects for all places but one."""
-    for dims, window, k, n in ((2, (2,), 4, 2 * 3 * 3 * 4), (2, (3, 2, 1), 9, 2 * 3 * 4 * 4), (1, (3,), 3, 18)):
-        x = encml.share(grid(*SHAPES[dims])).requires_grad_()
-        before = session.ledger.total
-        y = MAX[dims](x, *window)
-        spent = session.ledger.total - before
-        assert (spent.rounds, spent.bytes) == maximum_cost(k, n, winner=True)
-        upstream, before = encml.share(grid(*y.shape)), session.ledger.total
-        before = session.ledger.total
-        y.backward(upstream)
-        spent = session.ledger.total - before
-        assert (spent.rounds, spent.bytes) == (2, 32 * (k - 1) * n)
+GAMES: list[tuple[int, tuple[int, ...], tuple[int, ...], list[tuple[int, int]]]] = [
+    # dims, shape, arguments, (k, n) of every stage
+    (2, (2, 3, 6, 8), (2,), [(4, 2 * 3 * 3 * 4)]),
+    (2, (2, 3, 7, 8), (3, 2, 1), [(9, 2 * 3 * 4 * 4)]),
+    (2, (1, 4, 64, 64), (3, 2, 1), [(3, 4 * 64 * 32), (3, 4 * 32 * 32)]),
+    (2, (1, 4, 64, 64), (2,), [(4, 4 * 32 * 32)]),
+    (1, (2, 3, 9), (3,), [(3, 2 * 3 * 3)]),
+    (3, (1, 2, 24, 24, 24), (3, 2, 1), [(3, 2 * 24 * 24 * 12), (3, 2 * 24 * 12 * 12), (3, 2 * 12 * 12 * 12)]),
+]
 
 
-def test_costs_of_indices(session: Session) -> None:
-    _, indices = F.max_pool2d(encml.share(grid(1, 2, 4, 4)), 2, return_indices=True)
+@pytest.mark.parametrize(("dims", "shape", "arguments", "stages"), GAMES, ids=str)
+def test_costs_of_max_pools(
+    dims: int, shape: tuple[int, ...], arguments: Any, stages: list[tuple[int, int]], session: Session
+) -> None:
+    """Forward: tournaments alone. Backward compares nothing: it selects for all places but one. Then the indices."""
+    x = encml.share(grid(*shape)).requires_grad_()
     before = session.ledger.total
-    secret(indices).settle()
+    y, indices = MAX[dims](x, *arguments, return_indices=True) if dims > 1 else (MAX[dims](x, *arguments), None)
+    spent, games = session.ledger.total - before, [maximum_cost(k, n, winner=True) for k, n in stages]
+    assert (spent.rounds, spent.bytes) == (sum(rounds for rounds, _ in games), sum(sent for _, sent in games))
+    upstream, before = encml.share(grid(*y.shape)), session.ledger.total
+    before = session.ledger.total
+    y.backward(upstream)
     spent = session.ledger.total - before
-    assert (spent.rounds, spent.bytes) == (2, 24 * 3 * 8)
-    secret(indices).settle()
-    assert session.ledger.total.rounds == before.rounds + 2
+    assert (spent.rounds, spent.bytes) == (2 * len(stages), sum(32 * (k - 1) * n for k, n in stages))
+    if indices is None:
+        return
+    for again in (False, True):
+        before = session.ledger.total
+        secret(indices).settle()
+        spent = session.ledger.total - before
+        expected = (0, 0) if again else (2 * len(stages), sum(16 * k * n for k, n in stages))
+        assert (spent.rounds, spent.bytes) == expected
+
+
+def test_overlapping_windows_share_comparisons() -> None:
+    """The first pool of a ResNet: a quarter fewer bytes than tournaments over whole windows."""
+    places = [window_places(112, 3, 2, 1, 1, 56)] * 2
+    games = [maximum_cost(stage.k, stage.windows, winner=True) for stage in stages_of((1, 64, 112, 112), places)]
+    assert len(games) == 2
+    assert sum(sent for _, sent in games) < 0.77 * maximum_cost(9, 64 * 56 * 56, winner=True)[1]
 
 
 def test_indices_of_other_makes() -> None:

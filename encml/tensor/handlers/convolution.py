@@ -18,6 +18,7 @@ from encml.ring import kernels
 from encml.tensor.handlers.arithmetic import add_secrets
 from encml.tensor.handlers.common import as_secret, bilinear, result_dtype, session_of, wrap
 from encml.tensor.handlers.linear import sum_dims
+from encml.tensor.handlers.pooling import each
 from encml.tensor.shared import SharedTensor, secret
 
 _Settings = tuple[list[int], list[int], list[int], int]
@@ -44,7 +45,7 @@ def convolution(
         larger = [
             (n - 1) * s - 2 * p + d * (k - 1) + extra + 1
             for n, k, s, p, d, extra in zip(
-                size, weight.shape[2:], *settings[:3], _each(len(size), output_padding), strict=True
+                size, weight.shape[2:], *settings[:3], each(len(size), output_padding), strict=True
             )
         ]
         f = _kernel(kernels.input_gradient, larger, settings)
@@ -102,12 +103,7 @@ def convolution_backward(
 def _settings(
     dims: int, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int
 ) -> _Settings:
-    return _each(dims, stride), _each(dims, padding), _each(dims, dilation), groups
-
-
-def _each(dims: int, values: Sequence[int]) -> list[int]:
-    """One number for every dimension, where one may stand for all."""
-    return [int(v) for v in values] if len(values) == dims else [int(values[0])] * dims
+    return each(dims, stride), each(dims, padding), each(dims, dilation), groups
 
 
 def _kernel(

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from encml.tensor.handlers import pooling, resampling
+from encml.tensor.handlers import maxima, pooling, resampling
 
 aten = torch.ops.aten
 
@@ -22,14 +22,14 @@ HANDLERS: dict[Any, Callable[..., Any]] = {
     aten._adaptive_avg_pool2d_backward.default: pooling.adaptive_average_backward(2),
     aten._adaptive_avg_pool3d_backward.default: pooling.adaptive_average_backward(3),
     # Maxima
-    aten.max_pool2d_with_indices.default: pooling.maximum(aten.max_pool2d_with_indices, 2),
-    aten.max_pool3d_with_indices.default: pooling.maximum(aten.max_pool3d_with_indices, 3),
-    aten.max_pool2d_with_indices_backward.default: pooling.maximum_backward(2),
-    aten.max_pool3d_with_indices_backward.default: pooling.maximum_backward(3),
-    aten.adaptive_max_pool2d.default: pooling.adaptive_maximum(aten.adaptive_max_pool2d, 2),
-    aten.adaptive_max_pool3d.default: pooling.adaptive_maximum(aten.adaptive_max_pool3d, 3),
-    aten.adaptive_max_pool2d_backward.default: pooling.adaptive_maximum_backward(2),
-    aten.adaptive_max_pool3d_backward.default: pooling.adaptive_maximum_backward(3),
+    aten.max_pool2d_with_indices.default: maxima.maximum(aten.max_pool2d_with_indices, 2),
+    aten.max_pool3d_with_indices.default: maxima.maximum(aten.max_pool3d_with_indices, 3),
+    aten.max_pool2d_with_indices_backward.default: maxima.maximum_backward(2),
+    aten.max_pool3d_with_indices_backward.default: maxima.maximum_backward(3),
+    aten.adaptive_max_pool2d.default: maxima.adaptive_maximum(aten.adaptive_max_pool2d, 2),
+    aten.adaptive_max_pool3d.default: maxima.adaptive_maximum(aten.adaptive_max_pool3d, 3),
+    aten.adaptive_max_pool2d_backward.default: maxima.adaptive_maximum_backward(2),
+    aten.adaptive_max_pool3d_backward.default: maxima.adaptive_maximum_backward(3),
     # Windows as columns
     aten.im2col.default: resampling.im2col,
     aten.col2im.default: resampling.col2im,

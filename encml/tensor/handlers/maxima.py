@@ -1,0 +1,273 @@
+"""Maximum pooling in one to three dimensions.
+
+A maximum is a tournament in each window, exact. Windows that overlap share comparisons where dimensions are worked
+through one by one: maxima along lines first, then maxima of these. Public sizes decide whether that is cheaper than one
+tournament over whole windows, which has fewer rounds.
+
+Which place won stays secret, as one bit a place that is kept for backward, so nothing is compared there. The indices of
+the maxima are worked out from these bits when they are used, and only then.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from encml.errors import UnsupportedOperation
+from encml.mpc import comparison, ordering
+from encml.mpc.comparison import SecretBits
+from encml.mpc.costs import COSTS
+from encml.mpc.parties import Parties
+from encml.mpc.session import Session
+from encml.mpc.sharing import public
+from encml.net.transport import PARTIES
+from encml.ring import kernels
+from encml.ring.bits import words_for
+from encml.tensor.handlers.common import as_secret, session_of, wrap
+from encml.tensor.handlers.pooling import each, geometry
+from encml.tensor.secret import Deferred, Secret
+from encml.tensor.shared import SharedTensor, secret
+
+Handler = Callable[..., Any]
+
+
+def maximum(op: Any, dims: int) -> Handler:
+    """The handler of max_pool2d_with_indices or max_pool3d_with_indices: (maxima, secret indices).
+
+    What is padding never wins, and the first of equals does. Rounds and bytes: those of ``ordering.maximum_cost`` for
+    the k places and n windows of each stage (see ``stages_of``). The indices cost 2 rounds and 5.3 k B a party and
+    window of each stage, when they are first used.
+    """
+
+    def handler(
+        x: SharedTensor,
+        kernel_size: Sequence[int],
+        stride: Sequence[int] = (),
+        padding: Sequence[int] = (0,),
+        dilation: Sequence[int] = (1,),
+        ceil_mode: bool = False,
+    ) -> tuple[SharedTensor, SharedTensor]:
+        shape = op(_meta(x), kernel_size, stride, padding, dilation, ceil_mode)[0].shape
+        steps = (*geometry(dims, kernel_size, stride, padding), each(dims, dilation))
+        return _maximum(x, _window_places(x, steps, shape[-dims:]))
+
+    return handler
+
+
+def maximum_backward(dims: int) -> Handler:
+    """The handler of max_pool2d_with_indices_backward or max_pool3d_with_indices_backward.
+
+    In each stage the gradient of a window is selected for each of its k places but the last, which gets the rest: 2
+    rounds and 10.7 (k - 1) B a party and window, and no comparison.
+    """
+
+    def handler(
+        gradient: Tensor,
+        x: Tensor,
+        kernel_size: Sequence[int],
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+        ceil_mode: bool,
+        indices: Tensor,
+    ) -> SharedTensor:
+        steps = (*geometry(dims, kernel_size, stride, padding), each(dims, dilation))
+        return _backward(gradient, x, indices, _window_places(x, steps, gradient.shape[-dims:]))
+
+    return handler
+
+
+def adaptive_maximum(op: Any, dims: int) -> Handler:
+    """The handler of adaptive_max_pool2d or adaptive_max_pool3d, see ``maximum``."""
+
+    def handler(x: SharedTensor, output_size: Sequence[int]) -> tuple[SharedTensor, SharedTensor]:
+        shape = op(_meta(x), output_size)[0].shape
+        return _maximum(x, _adaptive_places(x, shape[-dims:]))
+
+    return handler
+
+
+def adaptive_maximum_backward(dims: int) -> Handler:
+    """The handler of adaptive_max_pool2d_backward or adaptive_max_pool3d_backward, see ``maximum_backward``."""
+
+    def handler(gradient: Tensor, x: Tensor, indices: Tensor) -> SharedTensor:
+        return _backward(gradient, x, indices, _adaptive_places(x, gradient.shape[-dims:]))
+
+    return handler
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Maxima over windows along some dimensions of ``shape``, its ``axes`` (from the end), looked up at ``places``."""
+
+    shape: tuple[int, ...]
+    axes: tuple[int, ...]
+    places: list[Tensor]
+
+    @property
+    def k(self) -> int:
+        """The candidates in each window."""
+        return math.prod(table.shape[1] for table in self.places)
+
+    @property
+    def result(self) -> tuple[int, ...]:
+        """The shape of the maxima."""
+        shape = list(self.shape)
+        for axis, table in zip(self.axes, self.places, strict=True):
+            shape[axis] = len(table)
+        return tuple(shape)
+
+    @property
+    def windows(self) -> int:
+        """How many windows there are."""
+        return math.prod(self.result)
+
+    def candidates(self, payload: Tensor) -> Tensor:
+        """What the windows see in a payload (S, *shape): (S, k, windows)."""
+        seen = kernels.look_up(payload.movedim(self.axes, self._last), self.places)
+        return seen.reshape(len(payload), self.windows, self.k).transpose(1, 2)
+
+    def put_back(self, parts: Tensor) -> Tensor:
+        """The adjoint of ``candidates``: parts (S, k, windows), each added to its place, to (S, *shape)."""
+        outputs, taps = ([table.shape[d] for table in self.places] for d in (0, 1))
+        lead = [n for place, n in enumerate(self.shape, -len(self.shape)) if place not in self.axes]
+        parts = parts.transpose(1, 2).reshape(len(parts), *lead, *outputs, *taps)
+        whole = kernels.put_back(parts, self.places, [self.shape[axis] for axis in self.axes])
+        return whole.movedim(self._last, self.axes)
+
+    def flat(self, payload: Tensor) -> Tensor:
+        """A payload (S, *result) as (S, windows)."""
+        return payload.movedim(self.axes, self._last).reshape(len(payload), self.windows)
+
+    def unflat(self, payload: Tensor) -> Tensor:
+        """The inverse of ``flat``."""
+        lead = [n for place, n in enumerate(self.result, -len(self.shape)) if place not in self.axes]
+        shaped = payload.view(len(payload), *lead, *(len(table) for table in self.places))
+        return shaped.movedim(self._last, self.axes)
+
+    @property
+    def _last(self) -> tuple[int, ...]:
+        return tuple(range(-len(self.axes), 0))
+
+
+def stages_of(shape: Sequence[int], places: list[Tensor]) -> list[Stage]:
+    """How the maxima of ``shape`` are found: over whole windows at once, or along one dimension after the other.
+
+    The last dimension goes first, so that the first of equals wins in order of memory either way. What costs less is
+    chosen, a round counting as ``ordering.BYTES_A_ROUND``. Depends on public sizes alone.
+    """
+    dims = len(places)
+    # Where windows are one place wide they only leave places out, best at once.
+    order = sorted(range(dims), key=lambda d: (places[d].shape[1] > 1, -d))
+    one_by_one, before = [], tuple(shape)
+    for d in order:
+        stage = Stage(before, (d - dims,), [places[d]])
+        one_by_one.append(stage)
+        before = stage.result
+    whole = [Stage(tuple(shape), tuple(range(-dims, 0)), places)]
+    return min(whole, one_by_one, key=_price)
+
+
+def _price(stages: list[Stage]) -> float:
+    """Of the tournaments and of the selections on the way back, in bytes that a party sends."""
+    rounds = sent = 0
+    for stage in stages:
+        play = ordering.maximum_cost(stage.k, stage.windows, winner=True)
+        rounds += play[0] + COSTS["select"].rounds(0)
+        sent += play[1] + COSTS["select"].sent((stage.k - 1) * stage.windows, 0)
+    return rounds * ordering.BYTES_A_ROUND + sent / PARTIES
+
+
+def _maximum(x: SharedTensor, places: list[Tensor]) -> tuple[SharedTensor, SharedTensor]:
+    value, session, stages = secret(x), x.session, stages_of(x.shape, places)
+    payload, hot = _play(session.parties, value.replicate(), stages, "max_pool")
+    maxima = wrap(value.like(payload), x.dtype)
+    indices = wrap(Secret(session, 0, payload=torch.empty_like(payload)), torch.int64)
+    make = partial(_indices, session, stages, hot, len(places))
+    indices._secret = Deferred(session, make).keep("hot", hot)
+    return maxima, indices
+
+
+def _play(parties: Parties, payload: Tensor, stages: list[Stage], operation: str) -> tuple[Tensor, list[SecretBits]]:
+    """The maxima (S, *result), and which place won in each window of each stage, (k, windows)."""
+    winners = []
+    for stage in stages:
+        largest, hot = ordering.maximum_and_winner(parties, stage.candidates(payload), operation=operation)
+        payload = stage.unflat(largest)
+        winners.append(hot)
+    return payload.contiguous(), winners
+
+
+def _backward(gradient: Tensor, x: Tensor, indices: Tensor, places: list[Tensor]) -> SharedTensor:
+    session = session_of(gradient, x, indices)
+    upstream, parties = as_secret(gradient, session), session.parties
+    if not isinstance(indices, SharedTensor):
+        return wrap(upstream.linear(partial(_put_at, indices, x.shape, len(places))), gradient.dtype)
+    stages, winners = stages_of(x.shape, places), secret(indices).fact("hot")
+    if winners is None:
+        _, winners = _play(parties, as_secret(x, session).replicate(), stages, "max_pool_backward")
+    payload = upstream.replicate()
+    for stage, hot in zip(reversed(stages), reversed(winners), strict=True):
+        back = stage.flat(payload)[:, None].expand(-1, stage.k, -1)
+        if stage.k > 1 and stage.windows:
+            chosen = comparison.select(parties, _but_last(hot), back[:, 1:], "max_pool_backward")
+            back = torch.cat([chosen, back[:, :1] - chosen.sum(1, keepdim=True)], 1)
+        payload = stage.put_back(back)
+    return wrap(upstream.like(payload.contiguous()), gradient.dtype)
+
+
+def _put_at(indices: Tensor, shape: Sequence[int], dims: int, terms: Tensor) -> Tensor:
+    """Public indices: terms (..., *output) added at their places of (..., *size)."""
+    lead = (len(terms), *shape[:-dims])
+    flat = terms.new_zeros(*lead, math.prod(shape[-dims:]))
+    placed = flat.scatter_add_(-1, indices.flatten(-dims).expand(*lead, -1), terms.flatten(-dims))
+    return placed.view(*lead, *shape[-dims:])
+
+
+def _indices(session: Session, stages: list[Stage], hot: list[SecretBits], dims: int) -> Secret:
+    """Where in its plane each maximum is: what the winners would say if every place said its own number."""
+    parties, shape = session.parties, stages[0].shape
+    numbers = torch.arange(math.prod(shape[-dims:])).view(shape[-dims:]).expand(shape)
+    payload = public(parties, numbers)
+    for stage, bits in zip(stages, hot, strict=True):
+        candidates = stage.candidates(payload)
+        chosen = candidates[:, -1:]
+        if stage.k > 1 and stage.windows:
+            others = candidates[:, :-1] - chosen
+            chosen = chosen + comparison.select(parties, _but_last(bits), others, "max_pool", [stage.k - 1])
+        payload = stage.unflat(chosen.reshape(len(chosen), stage.windows))
+    return Secret(session, 0, payload=payload.contiguous())
+
+
+def _but_last(hot: SecretBits) -> SecretBits:
+    """The bits of all places but the last."""
+    rows, windows = hot.shape[0] - 1, hot.shape[1]
+    return SecretBits(hot.plane[:, : words_for(rows * windows)], (rows, windows))
+
+
+def _window_places(
+    x: Tensor, steps: tuple[list[int], list[int], list[int], list[int]], output: Sequence[int]
+) -> list[Tensor]:
+    kernel, stride, padding, dilation = steps
+    size = x.shape[-len(kernel) :]
+    try:
+        return [
+            kernels.window_places(*one) for one in zip(size, kernel, stride, padding, dilation, output, strict=True)
+        ]
+    except ValueError as error:
+        raise UnsupportedOperation(f"max_pool of size {tuple(size)}: {error}, where PyTorch gives -inf") from error
+
+
+def _adaptive_places(x: Tensor, output: Sequence[int]) -> list[Tensor]:
+    return [kernels.adaptive_places(n, o)[0] for n, o in zip(x.shape[-len(output) :], output, strict=True)]
+
+
+def _meta(x: Tensor) -> Tensor:
+    """A tensor of the same shape without contents, for PyTorch to check the arguments on."""
+    return torch.empty(x.shape, dtype=x.dtype, device="meta")
