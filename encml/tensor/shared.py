@@ -101,6 +101,10 @@ class SharedTensor(torch.Tensor):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
+        if torch.is_inference_mode_enabled():
+            # A view of a tensor from outside must not be an inference tensor, as everything made in that mode is.
+            with torch.inference_mode(False), torch.no_grad():
+                return cls.__torch_dispatch__(func, types, args, kwargs)
         handler = cls.handlers.get(func)
         kwargs = kwargs or {}
         if handler is not None:
