@@ -11,18 +11,18 @@ from encml.errors import SecretError, UnsupportedOperation
 ADVICE = "call reveal() to open it to all parties first, if that is what you mean"
 
 _NOT_YET = "it is not there yet; reveal() the input first if it may be seen"
-_SIGN = "(x > 0) gives a secret mask to multiply by, x.relu() the positive part"
 _DIVISION = "division by a secret is not there yet; divide by public values"
 _NORM = "normalisation by secret statistics is not there yet; fold trained ones into the layer before, or leave it out"
 _ADAPTIVE = (
     "Adam, RMSprop and their kin divide by a root that fixed point cannot hold; use torch.optim.SGD, with momentum"
 )
-_FOREACH = "leave foreach and fused at their defaults, which take tensors one by one"
+_FOREACH = "leave foreach and fused at their defaults; foreach=True works for SGD and for clipping gradients"
 _NOISE = "noise that all parties would know hides nothing; let one party draw it, and share() it"
 _UNPOOL = "the places of the maxima are secret, so nothing can be put there; use F.interpolate or a ConvTranspose layer"
 _FRACTIONAL = "its windows are drawn at random, by each party anew; use max_pool2d or adaptive_max_pool2d"
 _LOSS = "it needs exp or log, which are not there yet; train with the squared error, F.mse_loss"
-_LOOK_UP = "a secret cannot choose what is read or written yet; use a public index or mask"
+_LOOK_UP = "with a secret index use gather, scatter, scatter_add, index_select, index_add or x[index]"
+_COUNT = "how many elements it gives would show; multiply by the mask, or use torch.where"
 
 _ADVICE = {
     **dict.fromkeys(("exp", "log", "log2", "log10", "log1p", "expm1", "logsumexp"), _NOT_YET),
@@ -31,14 +31,8 @@ _ADVICE = {
     **dict.fromkeys(
         ("nll_loss_forward", "nll_loss_nd", "binary_cross_entropy", "binary_cross_entropy_with_logits"), _LOSS
     ),
-    **dict.fromkeys(("sqrt", "rsqrt", "linalg_vector_norm", "norm", "_foreach_norm"), _NOT_YET),
+    **dict.fromkeys(("sqrt", "rsqrt", "linalg_vector_norm", "norm"), _NOT_YET),
     **dict.fromkeys(("reciprocal", "pow_Tensor_Tensor", "atan2"), _DIVISION),
-    **dict.fromkeys(
-        ("abs", "sign", "sgn", "clamp", "clamp_min", "clamp_max", "hardtanh", "leaky_relu", "relu6"), _SIGN
-    ),
-    **dict.fromkeys(("maximum", "minimum", "threshold", "hardsigmoid", "hardswish"), _SIGN),
-    **dict.fromkeys(("where", "masked_fill"), "multiply by the mask: mask * x + ~mask * y"),
-    **dict.fromkeys(("max", "min", "argmax", "argmin", "amax", "amin", "topk", "sort", "argsort", "median"), _NOT_YET),
     **dict.fromkeys(("max_unpool2d", "max_unpool3d"), _UNPOOL),
     **dict.fromkeys(("fractional_max_pool2d", "fractional_max_pool3d"), _FRACTIONAL),
     **dict.fromkeys(("native_batch_norm", "_native_batch_norm_legit", "_batch_norm_with_update", "var"), _NORM),
@@ -48,7 +42,8 @@ _ADVICE = {
     **dict.fromkeys(("rand_like", "randn_like", "randint_like", "bernoulli", "multinomial", "poisson"), _NOISE),
     **dict.fromkeys(("normal", "uniform", "random", "exponential", "cauchy", "geometric", "log_normal"), _NOISE),
     "native_dropout": "use F.dropout",
-    **dict.fromkeys(("embedding", "nonzero", "masked_select", "take"), _LOOK_UP),
+    **dict.fromkeys(("nonzero", "masked_select", "unique", "_unique2", "unique_consecutive", "unique_dim"), _COUNT),
+    **dict.fromkeys(("take", "put", "index_copy", "index_fill", "scatter_reduce", "index_reduce"), _LOOK_UP),
     **dict.fromkeys(("smooth_l1_loss", "huber_loss"), "use the squared error, F.mse_loss"),
     **dict.fromkeys(("floor_divide", "remainder", "fmod", "floor", "ceil", "round", "trunc", "frac"), _NOT_YET),
 }
