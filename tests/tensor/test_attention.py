@@ -248,6 +248,46 @@ def test_attention_written_by_hand() -> None:
     module_matches(on_the_grid(Decoder()), grid(2, 5, 16), ulps=40, grad_ulps=200)
 
 
+class Sequence(nn.Module):
+    """What torch.export makes operators of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.lstm, self.gru = nn.LSTM(4, 4, batch_first=True), nn.GRU(4, 4, bidirectional=True)
+        self.rnn, self.cell = nn.RNN(8, 4), nn.LSTMCell(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed = self.attention(x, x, x, need_weights=False)[0]
+        y = self.rnn(self.gru(self.lstm(mixed)[0])[0])[0]
+        hidden: Tensor = self.cell(y[0])[0]
+        return hidden
+
+
+def test_an_exported_graph() -> None:
+    torch.manual_seed(5)
+    module, x = on_the_grid(Sequence()).eval(), grid(2, 3, 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        graph = encml.share(torch.export.export(module, (x,)).module())
+        near(graph(encml.share(x)).reveal(), module(x), ULPS)
+
+
+def test_in_inference_mode_with_what_was_shared_outside_it() -> None:
+    module, x = SelfAttention().eval(), grid(2, 5, 8)
+    shared, secret = encml.share(module), encml.share(x)
+    with torch.inference_mode():
+        found = shared(secret, need_weights=False)[0].reveal()
+        near(secret[0].t().reveal(), x[0].t(), 0)
+    near(found, module(x)[0], ULPS)
+
+
+def test_under_the_transforms_of_torch_func() -> None:
+    x = grid(3, 4, 4)
+    matches(lambda x: torch.func.grad(lambda q: (attend(q, q, q) ** 2).sum())(x), x, ulps=200, backward=False)
+    matches(lambda x: torch.func.vmap(lambda q: attend(q, q, q))(x), x, ulps=ULPS, backward=False)
+
+
 # Rounds -------------------------------------------------------------------------------------------------------
 
 

@@ -232,6 +232,7 @@ _torch: Any = torch
 
 FUNCTIONS: dict[Any, Callable[..., Any]] = {
     F.scaled_dot_product_attention: scaled_dot_product_attention,
+    torch.ops.aten.scaled_dot_product_attention.default: scaled_dot_product_attention,
     F.multi_head_attention_forward: multi_head_attention,
     _torch._nested_tensor_from_mask_left_aligned: _no_nested_tensors,
     torch.Tensor.masked_fill: masked_fill,

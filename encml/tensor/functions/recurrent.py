@@ -279,16 +279,23 @@ def _rnn_of(activation: Callable[[Tensor], Tensor]) -> _MakeCell:
 
 _TANH, _RELU = _rnn_of(torch.tanh), _rnn_of(torch.relu)
 _torch: Any = torch
+aten = torch.ops.aten
+
+
+def _named(function: Callable[..., Any], *names: Any) -> dict[Any, Callable[..., Any]]:
+    return dict.fromkeys(names, function)
+
 
 FUNCTIONS: dict[Any, Callable[..., Any]] = {
-    _torch.lstm: _function(_Lstm, several=True),
-    _torch.gru: _function(_Gru, several=False),
-    _torch.rnn_tanh: _function(_TANH, several=False),
-    _torch.rnn_relu: _function(_RELU, several=False),
-    _torch.lstm_cell: _cell_function(_Lstm, several=True),
-    _torch.gru_cell: _cell_function(_Gru, several=False),
-    _torch.rnn_tanh_cell: _cell_function(_TANH, several=False),
-    _torch.rnn_relu_cell: _cell_function(_RELU, several=False),
-    _torch._pack_padded_sequence: pack,
-    _torch._pad_packed_sequence: unpack,
+    **_named(_function(_Lstm, several=True), _torch.lstm, aten.lstm.input, aten.lstm.data),
+    **_named(_function(_Gru, several=False), _torch.gru, aten.gru.input, aten.gru.data),
+    **_named(_function(_TANH, several=False), _torch.rnn_tanh, aten.rnn_tanh.input, aten.rnn_tanh.data),
+    **_named(_function(_RELU, several=False), _torch.rnn_relu, aten.rnn_relu.input, aten.rnn_relu.data),
+    **_named(_cell_function(_Lstm, several=True), _torch.lstm_cell, aten.lstm_cell.default),
+    **_named(_cell_function(_Gru, several=False), _torch.gru_cell, aten.gru_cell.default),
+    **_named(_cell_function(_TANH, several=False), _torch.rnn_tanh_cell, aten.rnn_tanh_cell.default),
+    **_named(_cell_function(_RELU, several=False), _torch.rnn_relu_cell, aten.rnn_relu_cell.default),
+    **_named(pack, _torch._pack_padded_sequence, aten._pack_padded_sequence.default),
+    **_named(unpack, _torch._pad_packed_sequence, aten._pad_packed_sequence.default),
 }
+"""By the names that modules call them by, and those that an exported graph has."""
