@@ -9,16 +9,18 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from party_threads import run_apart
 from reference import ULP, grid, matches, near
 from torch import Tensor, nn
 
 import encml
 from encml import Session, UnsupportedOperation
 from encml.mpc.ordering import maximum_cost
+from encml.mpc.parties import Parties
 from encml.ring.kernels import window_places
 from encml.tensor.handlers.maxima import stages_of
 from encml.tensor.secret import Deferred, Secret
-from encml.tensor.shared import secret
+from encml.tensor.shared import SharedTensor, secret
 
 SHAPES = {1: (2, 3, 9), 2: (2, 3, 7, 8), 3: (2, 2, 5, 4, 6)}
 
@@ -426,3 +428,40 @@ def test_unfold_and_fold(settings: dict[str, Any]) -> None:
 def test_a_convolution_by_unfold() -> None:
     x, weight = grid(2, 3, 6, 5, seed=1), grid(4, 27, seed=2)
     matches(lambda a, w: w @ F.unfold(a, 3, padding=1), x, weight)
+
+
+# Real parties --------------------------------------------------------------------------------------------------------
+
+
+def _work(parties: Parties | None) -> list[SharedTensor]:
+    """One of each way in which a pool, a resampling or a convolution treats shares."""
+
+    def own(values: Tensor, owner: int) -> SharedTensor:
+        knows = parties is None or parties.plays(owner)
+        return encml.share(values if knows else torch.zeros_like(values), owner=owner)
+
+    x, weight = own(grid(2, 3, 6, 7), 0).requires_grad_(), own(grid(3, 2, 3, 3, seed=1), 1).requires_grad_()
+    y = F.conv_transpose2d(x, weight, stride=2)
+    values, indices = F.max_pool2d(y, 3, 2, 1, return_indices=True)
+    results = [
+        y, values, indices, F.adaptive_max_pool1d(x[0], 3), F.adaptive_avg_pool2d(x, (4, 3)), F.avg_pool1d(x[0], 3),
+        F.interpolate(y, scale_factor=2, mode="bilinear"), F.pad(x, (1, 2, 0, 1), mode="reflect"), F.unfold(x, 2),
+        F.pad(x, (1, 2, 0, 1), mode="circular"), F.conv1d(x[:, 0], weight[:, 0, :1].repeat(1, 6, 1), groups=1),
+    ]  # fmt: skip
+    torch.stack([result.double().sum() for result in results if result.dtype != torch.int64]).sum().backward()
+    assert x.grad is not None
+    assert weight.grad is not None
+    return [*results, x.grad, weight.grad]
+
+
+def test_three_parties_apart_hold_the_shares_of_one_process() -> None:
+    def apart(parties: Parties) -> list[Tensor]:
+        with Session(parties.net, seed=77):
+            return [secret(x).settle().terms.clone() for x in _work(parties)]
+
+    with Session(seed=77):
+        together = [secret(x).settle().terms for x in _work(None)]
+    results, _ = run_apart(apart, 77)
+    for rank, found in enumerate(results):
+        for i, (ours, expected) in enumerate(zip(found, together, strict=True)):
+            assert torch.equal(ours, expected[[rank, (rank + 1) % 3]]), f"result {i} differs at party {rank}"
