@@ -63,9 +63,12 @@ def _command(benchmark: Benchmark) -> str:
     words += ["--quick"] * benchmark.quick
     alone, apart = (any(getattr(case, place) for case in benchmark.cases) for place in ("in_process", "parties"))
     words += ["--in-process"] * (alone and not apart) + ["--parties"] * (apart and not alone)
-    words += [f"--repeats {benchmark.repeats} --threads {benchmark.machine.threads}"]
+    words += [f"--repeats {benchmark.repeats}", f"--threads {benchmark.machine.threads}"]
     words += [f"--peer {peer.name}={peer.name}-env/bin/python" for peer in benchmark.peers]
-    return textwrap.fill(" ".join([*words, "--markdown docs/benchmarks.md"]), _WIDTH - 2).replace("\n", " \\\n  ")
+    words += ["--markdown docs/benchmarks.md"]
+    # An option and its value stay on one line.
+    text = textwrap.fill(" ".join(word.replace(" ", "\0") for word in words), _WIDTH - 2, break_on_hyphens=False)
+    return text.replace("\n", " \\\n  ").replace("\0", " ")
 
 
 def _section(grid: Grid) -> str:

@@ -52,7 +52,7 @@ def bench(
     if markdown_file is not None:
         _write(markdown_file, markdown(benchmark))
     console = Console()
-    console.print(f"{machine_text(benchmark.machine)}. {others_text(benchmark)}")
+    console.print(f"{machine_text(benchmark.machine)}. {others_text(benchmark)}", highlight=False)
     for grid in grids(benchmark):
         console.print(_table(grid))
     for line in unsupported_text(benchmark.cases):
@@ -77,8 +77,15 @@ def _progress(plan: Plan) -> Iterator[Told]:
     if not error_console.is_terminal:
         yield lambda place, name: _log.info("%s: %s", place, name)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TextColumn("{task.fields[last]}"), console=error_console, transient=True) as progress:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[last]}"),
+    )
+    # Drawn seldom: what is timed in this process shares it with the display.
+    with Progress(*columns, console=error_console, transient=True, refresh_per_second=2) as progress:
         tasks = {
             place: progress.add_task(place, total=count, start=False, last="") for place, count in plan.steps.items()
         }
