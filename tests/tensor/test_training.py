@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -157,7 +158,6 @@ def test_averaged_sgd_follows_float64() -> None:
         (lambda p: torch.optim.RAdam(p), r"encml\.optim\.Adam"),
         (lambda p: torch.optim.Rprop(p), r"encml\.optim\.Adam"),
         (lambda p: torch.optim.Adafactor(p), r"encml\.optim\.Adam"),
-        (lambda p: torch.optim.SGD(p, lr=0.1, foreach=True), "foreach"),
         (lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, fused=True), "fused"),
     ],
 )
@@ -188,11 +188,100 @@ def test_other_optimizers_train_plain_models_as_ever() -> None:
     assert not torch.equal(model.weight, before)
 
 
-def test_clipping_gradients_names_what_is_missing() -> None:
-    model = encml.share(nn.Linear(3, 2))
-    model(encml.share(torch.ones(1, 3))).sum().backward()
-    with pytest.raises(UnsupportedOperation, match="norm"):
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+def with_gradients(shapes: list[tuple[int, ...]], scale: float = 1.0) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """The same parameters and gradients, plain and secret; one has no gradient."""
+    plain = [nn.Parameter(grid(*shape, seed=i)) for i, shape in enumerate(shapes)]
+    shared = [nn.Parameter(encml.share(p.detach())) for p in plain]
+    for i, (p, q) in enumerate(zip(plain, shared, strict=True)):
+        p.grad = (grid(*p.shape, seed=50 + i) * scale / ULP).round() * ULP
+        q.grad = encml.share(p.grad)
+    return [*plain, nn.Parameter(grid(2))], [*shared, nn.Parameter(encml.share(grid(2)))]
+
+
+SHAPES = [(4, 3), (3,), (2, 1, 2), ()]
+
+
+@pytest.mark.parametrize("foreach", [None, False, True])
+@pytest.mark.parametrize(
+    ("max_norm", "norm_type", "scale"), [(1.0, 2.0, 1), (100.0, 2.0, 1), (0.5, 1.0, 1), (0.25, math.inf, 1), (1, 2, 8)]
+)
+def test_norms_of_gradients_are_clipped(max_norm: float, norm_type: float, scale: float, foreach: bool | None) -> None:
+    """By PyTorch's own function. The norm is off by 2 units; the coefficient by 2 and by 2^-12 of itself, the gradient
+    by what that makes of it and a unit."""
+    plain, shared = with_gradients(SHAPES, scale)
+    expected = nn.utils.clip_grad_norm_(plain, max_norm, norm_type, foreach=foreach)
+    found = nn.utils.clip_grad_norm_(shared, max_norm, norm_type, foreach=foreach)
+    assert isinstance(found, SharedTensor)
+    near(found.reveal(), expected, 4)
+    for p, q in zip(plain[:-1], shared[:-1], strict=True):
+        near(q.grad.reveal(), p.grad, 1 + 2 * scale * (3 + min(1, max_norm / float(expected)) / ULP * 2.0**-11))
+    assert shared[-1].grad is None
+
+
+def test_norms_of_gradients_that_are_no_risk_stay() -> None:
+    """All zero, and nothing to clip at all."""
+    parameter = nn.Parameter(encml.share(grid(5)))
+    parameter.grad = torch.zeros_like(parameter)
+    near(nn.utils.clip_grad_norm_([parameter], 1.0, error_if_nonfinite=True).reveal(), torch.tensor(0.0), 0)
+    near(parameter.grad.reveal(), torch.zeros(5), 0)
+    assert nn.utils.clip_grad_norm_([nn.Parameter(encml.share(grid(2)))], 1.0) == 0
+
+
+@pytest.mark.parametrize("foreach", [None, True])
+def test_gradients_are_clipped_by_value(foreach: bool | None) -> None:
+    plain, shared = with_gradients(SHAPES)
+    for parameters in (plain, shared):
+        nn.utils.clip_grad_value_(parameters, 0.75, foreach=foreach)
+    for p, q in zip(plain[:-1], shared[:-1], strict=True):
+        near(q.grad.reveal(), p.grad, 0)
+
+
+def test_total_norms_and_clipping_by_them() -> None:
+    plain, shared = with_gradients(SHAPES)
+    norms = [nn.utils.get_total_norm([p.grad for p in ps[:-1]]) for ps in (plain, shared)]
+    near(norms[1].reveal(), norms[0], 3)
+    for parameters, norm in zip((plain, shared), norms, strict=True):
+        nn.utils.clip_grads_with_norm_(parameters, 1.0, norm)
+    for p, q in zip(plain[:-1], shared[:-1], strict=True):
+        near(q.grad.reveal(), p.grad, 12)
+
+
+def rounds_of(session: Session, what: Callable[[list[nn.Parameter]], Any], count: int) -> int:
+    _, shared = with_gradients([(4, 3), (3,)] * count)
+    for q in shared[:-1]:
+        q.grad = q.grad * encml.share(torch.ones(()).double())
+    with session.ledger.measure() as spent:
+        what(shared)
+    return spent[0].rounds
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        lambda p: nn.utils.clip_grad_norm_(p, 1.0, foreach=True),
+        lambda p: nn.utils.clip_grad_value_(p, 1.0, foreach=True),
+        lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.01, foreach=True).step(),
+    ],
+)
+def test_all_parameters_share_rounds_where_foreach_is_asked_for(session: Session, what: Any) -> None:
+    assert rounds_of(session, what, 1) == rounds_of(session, what, 5)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"lr": 0.1}, {"lr": 0.1, "momentum": 0.9, "nesterov": True}, {"lr": 0.1, "maximize": True, "weight_decay": 0.1},
+        {"lr": 0.1, "momentum": 0.9, "dampening": 0.3, "weight_decay": 0.01}, {"lr": torch.tensor(0.1)},
+    ],
+)  # fmt: skip
+def test_sgd_for_all_parameters_at_once(settings: dict[str, Any]) -> None:
+    plain, shared = with_gradients(SHAPES)
+    for parameters in (plain, shared):
+        optimizer = torch.optim.SGD(parameters, **settings, foreach=True)
+        for _ in range(4):
+            optimizer.step()
+    for p, q in zip(plain, shared, strict=True):
+        near(q.detach().reveal(), p.detach(), 16)
 
 
 # Modules -------------------------------------------------------------------------------------------------------------

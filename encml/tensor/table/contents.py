@@ -21,6 +21,7 @@ from encml.tensor.table import (
     curves,
     decomposed,
     elementary,
+    foreach,
     losses,
     norms,
     ordering,
@@ -77,6 +78,7 @@ HANDLERS = with_in_place_forms(
         attention.HANDLERS,
         losses.HANDLERS,
         chance.HANDLERS,
+        foreach.HANDLERS,
         decomposed.HANDLERS,
     )
 )
