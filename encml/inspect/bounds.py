@@ -51,13 +51,9 @@ _LOOSE_ULPS, _LOOSE_SHARE = 16.0, 2.0**-10
 
 
 def name_of(func: Any) -> str:
-    """The operator's name without overload."""
-    return str(func._schema.name).removeprefix("aten::")
-
-
-def family(func: Any) -> str:
-    """The operator's name, that of its out-of-place form if it writes in place."""
-    return name_of(func).rstrip("_")
+    """The operator's name without overload; or a Python function's."""
+    schema = getattr(func, "_schema", None)
+    return str(func.__name__) if schema is None else str(schema.name).removeprefix("aten::")
 
 
 class Bounds:
@@ -65,13 +61,15 @@ class Bounds:
 
     def __init__(self, func: Any, arguments: tuple[Any, Any], values: Opened, fraction_bits: int) -> None:
         self.func, self.arguments, self.values = func, arguments, values
-        self.family = family(func)
+        self.name = name_of(func)
+        self.family = self.name.rstrip("_")  # in place or not
         self.ulp = math.ldexp(1.0, -fraction_bits)
         self.fraction_bits = fraction_bits
         self._public = [x for x in tree_leaves(arguments) if _is_public_number(x)]
         division = self.family == "div" and len(arguments[0]) > 1 and isinstance(arguments[0][1], SharedTensor)
-        self.is_curve = self.family in _CURVES or division
-        self.is_linear = not self.is_curve and self.family in _LINEAR | {"div"}
+        operator = hasattr(func, "_schema")
+        self.is_curve = operator and (self.family in _CURVES or division)
+        self.is_linear = operator and not self.is_curve and self.family in _LINEAR | {"div"}
 
     def range_bits(self, bits: int) -> int:
         """Results with ``bits`` fraction bits must stay below 2^this in magnitude.
@@ -155,6 +153,10 @@ class Bounds:
         )
         return (left - right).abs()
 
+    def smallest_input(self) -> float:
+        """The smallest magnitude among the secrets that went in."""
+        return min((float(self.values.of(x).double().abs().min()) for x in self._secrets() if x.numel()), default=0.0)
+
     def _largest_input(self) -> float:
         inputs = [largest(self.values.of(x)) for x in self._secrets()]
         inputs += [largest(x) if isinstance(x, Tensor) else abs(float(x)) for x in self._public]
@@ -178,14 +180,8 @@ class Bounds:
 
         args, kwargs = self.arguments
         bounding = (tuple(extreme(x) for x in args), {key: extreme(x) for key, x in kwargs.items()})
-        total = Plain(self.func, bounding, lambda x: _magnitude(self.values.of(x))).result
+        total = Plain(self.func, bounding, lambda x: _magnitude(self.values.of(x))).leaf(0)
         return total * self.ulp if isinstance(total, Tensor) and total.shape == exact.shape else exact.abs() * self.ulp
-
-
-def range_of(values: Tensor) -> str:
-    """For messages: the span of the values."""
-    low, high = (float(v) for v in torch.aminmax(values.double()))
-    return f"[{low:.4g}, {high:.4g}]"
 
 
 def _magnitude(values: Tensor) -> Tensor:

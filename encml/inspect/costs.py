@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -56,7 +57,7 @@ class Costs:
         self._local = session.parties.local
         self.forward = ModuleCosts("forward", root)
         self.backward = ModuleCosts("backward", root)
-        self.outside = ModuleCosts("outside of any module")
+        self.outside = ModuleCosts("(outside)")
         self.seconds = 0.0
         """From the beginning of the block to its end, by the clock."""
 
@@ -85,6 +86,8 @@ class Costs:
             caption="A product is rounded when its result is first needed, and booked where that is: often one module "
             "later.",
             caption_justify="left",
+            box=SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
         )
         table.add_column("module", no_wrap=True)
         table.add_column("class", no_wrap=True)

@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from encml.ring.fixed import decode
 from encml.tensor.handlers.attention import HIDDEN
@@ -60,6 +60,11 @@ class Shadows:
     def __len__(self) -> int:
         """How many secrets' memories have a shadow."""
         return len(self._twins)
+
+    def __contains__(self, x: SharedTensor) -> bool:
+        """Whether x, or what it is a view of, has been seen."""
+        held = secret(x)
+        return held.memory in self._twins if held.made else held.fact(self._fact) is not None
 
     def of(self, x: SharedTensor) -> Tensor:
         """The shadow of x; when first seen, what it holds now."""
@@ -136,8 +141,7 @@ class Opened:
 class Plain:
     """A plain operation in float64 on ``arguments`` (args, kwargs), each secret replaced by ``value_of`` it.
 
-    ``result``: what it returns, None if PyTorch has no such operation on plain tensors. What it writes in place, it
-    writes into copies: ``copy_of`` a secret among the arguments.
+    What it writes in place, it writes into copies: ``copy_of`` a secret among the arguments.
     """
 
     def __init__(self, func: Callable[..., Any], arguments: Any, value_of: Callable[[SharedTensor], Tensor]) -> None:
@@ -154,12 +158,16 @@ class Plain:
             return leaf
 
         args, kwargs = tree_map(plain, arguments)
-        self.result: Any = None
+        self._leaves: list[Any] = []
         try:
             with torch.no_grad():
-                self.result = func(*args, **kwargs)
+                self._leaves = tree_leaves(func(*args, **kwargs))
         except _REFUSALS:
             self._copies.clear()
+
+    def leaf(self, place: int) -> Any:
+        """One of the results, nested ones counted in order; None if PyTorch has no such operation on plain tensors."""
+        return self._leaves[place] if place < len(self._leaves) else None
 
     def copy_of(self, x: SharedTensor) -> Tensor | None:
         """What the operation left of its copy of x; None if it could not run."""

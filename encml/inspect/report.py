@@ -7,12 +7,14 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from encml.inspect.places import Place
 
 _WIDTH = 120
+_NAME_WIDTH = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +26,7 @@ class Finding:
 
     kind: Literal["overflow", "error"]
     place: str
-    """The module's qualified name and class, "backward of ..." in backward; "outside of any module"."""
+    """The module's qualified name and class, "backward of ..." in backward; "the program" outside."""
     module: str | None
     """The module's qualified name, "" for the whole model, None outside of it."""
     backward: bool
@@ -46,7 +48,8 @@ class ModuleRecord:
     largest: float = 0.0
     """The largest magnitude of any result."""
     headroom: float = math.inf
-    """Bits between a result and its limit, 2^(62 - 2f) or less for sums that averages are made of; negative: over."""
+    """How many bits larger results could be: up to 2^(62 - 2f), or less for sums that averages are made of. Negative:
+    they are too large for a product already."""
     local_error: float = 0.0
     """The largest error that one operation added by itself, in units of the last place, 2^-f."""
     local_operation: str = ""
@@ -72,33 +75,51 @@ class Report:
         return self.findings[0] if self.findings else None
 
     def name(self, place: Place) -> str:
-        """A place for people: "layer1.0.conv1 (Conv2d)", "backward of fc (Linear)"."""
+        """A place for people: "layer1.0.conv1 (Conv2d)", "backward of fc (Linear)", "the program"."""
         if place.module is None:
-            return "backward, outside of any module" if place.backward else "outside of any module"
+            outside = ", outside of the model" if self.classes else ""
+            return f"backward{outside}" if place.backward else f"the program{outside}"
         kind = self.classes[place.module]
         name = f"{place.module} ({kind})" if place.module else f"the model itself ({kind})"
         return f"backward of {name}" if place.backward else name
 
     def table(self) -> Table:
-        """The extremes by module as a table for people."""
-        title = f"{len(self.findings)} finding{'' if len(self.findings) == 1 else 's'}"
-        table = Table(title=f"encml.check: {title}", caption=self._caption(), caption_justify="left")
-        table.add_column("module", overflow="fold")
-        for heading in ("operations", "largest |x|", "headroom, bits", "worst of one operation, ulp", "total error"):
-            table.add_column(heading, justify="right")
-        for place, record in self.records.items():
+        """The extremes by module as a table for people.
+
+        How large values got and how many bits they are short of their limit; the largest error that a single operation
+        added, in units of the last place, and which one it was; the largest error since the beginning.
+        """
+        title = f"encml.check: {len(self.findings)} finding{'' if len(self.findings) == 1 else 's'}"
+        table = Table(
+            title=title, caption=self._caption(), caption_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
+        )
+        names = [self._row_name(place) for place in self.records]
+        table.add_column("module", overflow="fold", min_width=min(_NAME_WIDTH, max(map(len, names), default=0)))
+        for heading in ("largest", "bits left", "total error", "ulp added"):
+            table.add_column(heading, justify="right", no_wrap=True, min_width=7)
+        table.add_column("by", no_wrap=True)
+        for name, record in zip(names, self.records.values(), strict=True):
             table.add_row(
-                self.name(place),
-                f"{record.operations:,}",
+                name,
                 f"{record.largest:.4g}",
                 "" if math.isinf(record.headroom) else f"{record.headroom:.1f}",
-                _with_operation(f"{record.local_error:.2f}", record.local_operation),
-                _with_operation(f"{record.total_error:.2e}", record.total_operation),
+                f"{record.total_error:.1e}",
+                f"{record.local_error:.2f}",
+                record.local_operation,
             )
         return table
 
+    @staticmethod
+    def _row_name(place: Place) -> str:
+        name = "(outside)" if place.module is None else place.module or "(the model itself)"
+        return f"backward of {name}" if place.backward else name
+
     def _caption(self) -> str:
-        lines = [str(finding) for finding in self.findings]
+        lines = [
+            "Total error: since the beginning. Ulp added: the most by a single operation, in units of the last place, "
+            "and by which."
+        ]
+        lines += [str(finding) for finding in self.findings]
         if self.unchecked:
             lines.append(f"Not compared, for want of a plain counterpart: {', '.join(sorted(self.unchecked))}")
         return "\n".join(lines)
@@ -110,7 +131,3 @@ class Report:
         text = io.StringIO()
         Console(file=text, width=_WIDTH).print(self.table())
         return text.getvalue().rstrip()
-
-
-def _with_operation(figure: str, operation: str) -> str:
-    return f"{figure} {operation}" if operation else figure

@@ -185,7 +185,7 @@ def test_a_convolution_inside_a_model_is_named() -> None:
 def test_the_sum_of_a_mean_overflows_though_the_mean_would_not() -> None:
     """Documented at SharedTensor: a mean of 65,536 squares needs squares below 2^14."""
     x = encml.share(torch.full((256, 256), 2.0**7.5))
-    found = r"overflow in outside of any module, operation mean: the sum"
+    found = r"overflow in the program, operation mean: the sum"
     with pytest.raises(CheckError, match=found) as raised, encml.check():
         (x * x).mean()
     assert "(x * x).mean()" in str(raised.value)
@@ -232,7 +232,6 @@ def test_findings_are_collected_where_asked() -> None:
     assert report.first is report.findings[0]
     assert report.first.module == "2"
     text = str(report)
-    assert "2 (Linear)" in text
     assert "finding" in text
     assert "overflow in 2 (Linear)" in " ".join(text.split())
 
