@@ -301,6 +301,56 @@ def bench(
     )
 
 
+@app.command(
+    epilog="""
+Examples:
+
+  encml functions
+
+  encml functions exp divide softmax
+
+  encml functions --markdown docs/functions.md
+"""
+)
+def functions(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Only these; default: all.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures here.")] = None,
+    markdown_file: Annotated[
+        Path | None, typer.Option("--markdown", metavar="FILE", help="Write a page with the table here.")
+    ] = None,
+) -> None:
+    """Measure how precise exp, log, division and the other functions of secrets are, and what they cost."""
+    run_command("functions", "functions", names=names or [], json_file=json_file, markdown_file=markdown_file)
+
+
+@app.command(
+    epilog="""
+Examples:
+
+  encml ops
+
+  encml ops softmax 'linalg.*'
+
+  encml ops --measure --json encml/coverage/measured.json --markdown docs/operators.md
+"""
+)
+def ops(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="Only these, by a part of their name or a pattern.")
+    ] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Measure anew (minutes) instead of showing what this version came with.")
+    ] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the table here.")] = None,
+    markdown_file: Annotated[
+        Path | None, typer.Option("--markdown", metavar="FILE", help="Write a page with the table here.")
+    ] = None,
+) -> None:
+    """Print which of PyTorch's operators work on secrets, how precise they are, and what they cost."""
+    module, function = ("ops_measuring", "remeasure") if measure else ("ops", "show")
+    run_command(module, function, names=names or [], json_file=json_file, markdown_file=markdown_file)
+
+
 @app.command()
 def version() -> None:
     """Print the version of encml and of what it computes with."""

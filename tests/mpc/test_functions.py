@@ -62,16 +62,26 @@ def test_errors_of_division() -> None:
     x = n[torch.randperm(len(n), generator=torch.Generator().manual_seed(1))]
     x[x == 0] = 1
     exact = n.double() / x.double()
-    fits = exact.abs() < 0.74 * 2**30
+    fits = exact.abs() < 0.74 * 2**29
     payload = torch.stack([split(parties, n, 1), split(parties, x, 2)], 1)
     found = opened(DIVIDE.protocol(parties, payload, F))
     assert errors(found[fits], exact[fits], DIVIDE).max() < 1
-    beyond = exact.abs() > 2**30
+    beyond = exact.abs() > 2**29
     assert int(beyond.sum()) > 100
-    assert (found[beyond].double() * ULP == exact[beyond].sign() * (2**30 - 2 * ULP)).all()
+    assert (found[beyond].double() * ULP == exact[beyond].sign() * (2**29 - 2 * ULP)).all()
     between = ~fits & ~beyond
     least = found[between].double() * ULP / exact[between].sign()
-    assert (least >= 0.73 * 2**30).all()
+    assert (least >= 0.73 * 2**29).all()
+
+
+def test_division_where_its_bound_is_tightest() -> None:
+    """Quotients about 1/8, for which two units of the last place are 2^-12 of them, by divisors beyond 1."""
+    generator, count = torch.Generator().manual_seed(2), 50_000
+    x = (2 ** (18 + 20 * torch.rand(count, dtype=torch.float64, generator=generator))).long()
+    n = (x * (0.1 + 0.06 * torch.rand(count, dtype=torch.float64, generator=generator))).long()
+    parties = in_process()
+    found = opened(inverse.divide(parties, split(parties, n, 1), split(parties, x, 2), F))
+    assert errors(found, n.double() / x.double(), DIVIDE).max() < 0.9
 
 
 @pytest.mark.parametrize("shapes", [((3, 4), (4,)), ((3, 4), (3, 1)), ((2, 3, 4), (1,)), ((5,), (5,)), ((2, 2), ())])
@@ -98,10 +108,10 @@ def test_beyond_the_domain() -> None:
         roots = opened(inverse.rsqrt(parties, a, F)).double() * ULP
         assert 840 < float(roots[0]) < 860
         assert roots[1:].tolist() == [0, 0, 0]
-        assert 5.7e5 < float(opened(inverse.reciprocal(parties, a[:, :1], F))) * ULP < 5.9e5
+        assert 7.0e5 < float(opened(inverse.reciprocal(parties, a[:, :1], F))) * ULP < 7.2e5
         assert opened(exponential.exp(parties, b, F)).tolist() == [TOP, TOP, TOP, 0]
         zero = inverse.divide(parties, a, torch.zeros_like(a), F)
-        assert opened(zero).abs().tolist() == 4 * [2**46 - 2]
+        assert opened(zero).abs().tolist() == 4 * [2**45 - 2]
         assert opened(zero)[[0, 3]].sign().tolist() == [1, -1]
 
 

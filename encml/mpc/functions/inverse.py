@@ -1,9 +1,9 @@
 """Division, reciprocal, roots and logarithm over the whole range: range reduction, then one polynomial.
 
 With the exponent e of ``encml.mpc.functions.exponent`` every |x| = v 2^(e-1) with v in [1, 4]. Since 2^-e is a product
-of two table entries, z = v/2 - 5/4 in [-3/4, 3/4] is had exactly, and a polynomial of degree 8 (11 for log) in z gives
-1/v, 1/sqrt(v), sqrt(v) or log(v) within 2^-13 (2^-16 for 1/sqrt(v), 2^-18 for sqrt(v) and log(v)) of itself. What
-2^(e-1) makes of it is read from tables again. In ring units:
+of two table entries, z = v/2 - 5/4 in [-3/4, 3/4] is had exactly, and a polynomial of degree 8 to 11 in z gives 1/v,
+1/sqrt(v), sqrt(v) or log(v) within 2^-16 (2^-18 for sqrt(v) and log(v)) of itself. What 2^(e-1) makes of it is read
+from tables again. In ring units:
 
     1/x = 2^(2f+1-e)/v     1/sqrt(x) = 2^((3f+1-e)/2)/sqrt(v)     sqrt(x) = 2^((f-1+e)/2) sqrt(v)
     log(x) = log(v) + (e-1-f) log 2                               n/x = n 2^(f+1-e)/v
@@ -35,9 +35,9 @@ from encml.ring.fixed import RANGE_BITS
 
 
 def reciprocal(parties: Parties, payload: Tensor, fraction_bits: int) -> Tensor:
-    """1/x, of either sign. 27 rounds, 191 B a party and element.
+    """1/x, of either sign. 30 rounds, 191 B a party and element.
 
-    Off by less than 2 ulp or 2^-13 of it. 1/0 is a positive number beyond 2^f, the reciprocal of the smallest number.
+    Off by less than 2 ulp or 2^-14 of it. 1/0 is a positive number beyond 2^f, the reciprocal of the smallest number.
     """
     f, name, x = fraction_bits, "reciprocal", payload.reshape(len(payload), -1)
     e = exponents(parties, x, f, name, signed=True)
@@ -51,7 +51,7 @@ def reciprocal(parties: Parties, payload: Tensor, fraction_bits: int) -> Tensor:
 
     lift, scales, place = e.read(parties, [_lift(e), e.by_group(scale, odd=True), _place(e)], name)
     lifts, scales = _products(parties, [(lift, place), (scales, place)], name)
-    y = _polynomial(parties, x, lifts, e, "1/v", digits, name)
+    y = _inverse(parties, x, lifts, e, digits, name)
     return multiply(parties, y, scales, digits + more, name).view(payload.shape)
 
 
@@ -119,12 +119,15 @@ def log(parties: Parties, payload: Tensor, fraction_bits: int) -> Tensor:
 
 
 def divide(parties: Parties, numerator: Tensor, divisor: Tensor, fraction_bits: int) -> Tensor:
-    """n/x of two payloads, of any signs; x broadcasts to n's shape. 27 rounds, 294 B a party and element.
+    """n/x of two payloads, of any signs; x broadcasts to n's shape. 30 rounds, 294 B a party and element.
 
-    Off by less than 2 ulp or 2^-12 of it (f >= 12). Quotients beyond 2^(62-2f) become plus or minus that, from 3/4 of
-    it on: n is compared with x first, so that nothing wraps around. n/0 is the same, positive for n >= 0 and for many a
-    small n < 0. Of a divisor that broadcasts only the comparison and the products with n are paid for every element of
-    n, some 100 B.
+    Off by less than 2 ulp or 2^-12 of it (f >= 12), without exception. Quotients beyond 2^(61-2f) become plus or minus
+    that, from 3/4 of it on: n is compared with x first, so that nothing wraps around. n/0 is the same, positive for n
+    >= 0 and for many a small n < 0. Of a divisor that broadcasts only the comparison and the products with n are paid
+    for every element of n, some 100 B.
+
+    Why 2 ulp: with y = 1/v within 2^-16 of itself, rounded to f + 1 bits less the one of n's scale, the errors of y
+    (v/8 and 1/8 ulp of a quotient of 1/8), of the scaled n (y/2) and of the last rounding (1) add up to less than 1.8.
     """
     f, name, shape = fraction_bits, "divide", numerator.shape
     x = divisor.reshape(len(divisor), -1)
@@ -160,9 +163,9 @@ def divide(parties: Parties, numerator: Tensor, divisor: Tensor, fraction_bits: 
         return packed(spread(flags)).plane
 
     def scaled() -> Tensor:
-        # n 2^(f+1-e), which in its branch fits into the ring; rounded only where the divisor is beyond 1.
+        # n 2^(f+2-e), which in its branch fits into the ring; rounded only where the divisor is beyond 1.
         jobs = [
-            partial(multiply, parties, bounded, spread(part), end - f - 1, name)
+            partial(multiply, parties, bounded, spread(part), end - f - 2, name)
             for part, end in zip(parts, ends, strict=True)
         ]
         total = torch.zeros_like(numerator)
@@ -171,13 +174,13 @@ def divide(parties: Parties, numerator: Tensor, divisor: Tensor, fraction_bits: 
         return total
 
     y, n, limit = parties.together(
-        lambda: _polynomial(parties, x, lifts, e, "1/v", f, name),
+        lambda: _inverse(parties, x, lifts, e, f, name),
         scaled,
         lambda: _limit(parties, below, above, sign(), shape[1:].numel(), f, name),
     )
     rows = product(parties, torch.mul, spread(y), n)
-    rows += limit.view(shape)[: parties.here] << f
-    return truncate_rows(parties, rows, f, name)
+    rows += limit.view(shape)[: parties.here] << (f + 1)
+    return truncate_rows(parties, rows, f + 1, name)
 
 
 def _shift_in(h: int, after: int, end: int, size: int) -> int:
@@ -193,8 +196,8 @@ def _branches(f: int, groups: Groups) -> list[int]:
     return ends
 
 
-_FACTOR = 6
-"""Quotients count as too large from 6/8 of the range (less for f < 6), for a comparison with 6 |x| takes few bits."""
+_FACTOR = 3
+"""Quotients count as too large from 3/4 of the limit (less for f < 6), for a comparison with 3 |x| takes few bits."""
 
 
 def _bounded(parties: Parties, n: Tensor, x: Tensor, f: int, name: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -202,7 +205,7 @@ def _bounded(parties: Parties, n: Tensor, x: Tensor, f: int, name: str) -> tuple
 
     |n| < K |x| if and only if the two differ. 12 rounds.
     """
-    shift = min(RANGE_BITS - 2 * f - 3, MAX_SHIFT)
+    shift = min(RANGE_BITS - 2 * f - 3, MAX_SHIFT)  # 3 2^shift is 3/4 of 2^(61-2f)
     difference = _FACTOR * x
     short = truncate(parties, n, shift, name)
     bits = RANGE_BITS - f + _FACTOR.bit_length() + 1
@@ -219,7 +222,7 @@ def _bounded(parties: Parties, n: Tensor, x: Tensor, f: int, name: str) -> tuple
 
 def _limit(parties: Parties, below: Tensor, above: Tensor, sign: Tensor, n: int, f: int, name: str) -> Tensor:
     """The range's end where ``below`` equals ``above``, negative if they differ from ``sign``; else 0. 3 rounds."""
-    limit = 2 ** (RANGE_BITS - f) - 2
+    limit = 2 ** (RANGE_BITS - 1 - f) - 2
     either = flipped(parties, below ^ above)
     minus = and_bits(parties, either, below ^ sign, name)
     planes = torch.stack([minus, either ^ minus], 1)
@@ -263,8 +266,58 @@ def _polynomial(
     return truncate_rows(parties, _fit(function, 8, bits, scale).rows(parties, z, name), scale - digits, name)
 
 
+# fmt: off
+_ADAPTED = (0.12744141, -0.3414968, -0.1091933, -0.19848633, -0.16455078,
+            0.18164062, -0.6421735, -0.1860295, -1.09179688, 0.66992188)
+# fmt: on
+"""a, b, c, d, i, f, g, h, j, k of ``_inverse``: least squares of the relative error, the best of many random starts."""
+_FINE = (1, 2, 6, 7)
+"""Those that have all the bits that their term leaves them; the others multiply two secrets."""
+
+
+def _inverse(parties: Parties, x: Tensor, lifts: Tensor, e: Exponents, digits: int, name: str) -> Tensor:
+    """1/v within 2^-15.9 of itself: degree 10 in z for the four products of degree 8, one after the other. 15 rounds.
+
+        w = z^2 (z^2 + a z) + b z,   u = w (c + d z + i z^2 + f w) + g z + h z^2,
+        1/v = u (1 + j z + k z^2) + c_0 + c_1 z + c_2 z^2 + c_3 w
+
+    (Polynomials with adapted coefficients: Knuth, The Art of Computer Programming 2, section 4.6.4.)
+    """
+    scale = digits + 32
+    bits = (scale - 12) // 2
+    fine = scale - bits
+    z = _normal(parties, x, lifts, e, bits, name)
+    a, b, c, d, i, f, g, h, j, k, *ends = _adapted(bits, scale)
+    z2 = multiply(parties, z, z, bits, name)
+
+    def step(left: Tensor, right: Tensor, rest: Tensor, shift: int) -> Tensor:
+        return truncate_rows(parties, product(parties, torch.mul, left, right) + rest[: parties.here], shift, name)
+
+    w = step(z2, (z2 << (fine - bits)) + a * z, b * z, fine)
+    u = step(w, constant(parties, z, c) + d * z + i * z2 + f * w, g * z + h * z2, fine)
+    rest = constant(parties, z, ends[0]) + ends[1] * z + ends[2] * z2 + ends[3] * w
+    return step(u, constant(parties, z, 1 << fine) + j * z + k * z2, rest, scale - digits)
+
+
+@cache
+def _adapted(bits: int, scale: int) -> list[int]:
+    """a to k and c_0 to c_3 as integers; the last four are fitted to the others as they are rounded."""
+    fine, coarse = scale - bits, scale - 2 * bits
+    integers = [round(math.ldexp(v, fine if place in _FINE else coarse)) for place, v in enumerate(_ADAPTED)]
+    rounded = [math.ldexp(v, -(fine if place in _FINE else coarse)) for place, v in enumerate(integers)]
+    a, b, c, d, i, f, g, h, j, k = rounded
+    z = 0.75 * np.cos(np.pi * (np.arange(400) + 0.5) / 400)
+    v = 2 * z + 2.5
+    w = z**2 * (z**2 + a * z) + b * z
+    u = w * (c + d * z + i * z**2 + f * w) + g * z + h * z**2
+    terms = np.stack([np.ones_like(z), z, z**2, w], 1)
+    ends = np.linalg.lstsq(terms * v[:, None], 1 - v * u * (1 + j * z + k * z**2), rcond=None)[0]
+    return integers + [
+        round(math.ldexp(float(end), place)) for end, place in zip(ends, (scale, fine, fine, fine), strict=True)
+    ]
+
+
 _OF_V: Mapping[str, Fit] = {
-    "1/v": lambda v: 1 / v,
     "1/sqrt(v)": lambda v: 1 / np.sqrt(v),
     "sqrt(v)": np.sqrt,
     "log(v)": np.log,

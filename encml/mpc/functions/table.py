@@ -85,8 +85,8 @@ FUNCTIONS: Mapping[str, Function] = MappingProxyType(
             inverse.reciprocal,
             lambda x: 1 / x,
             (-_LARGEST, _LARGEST),
-            "0: about 5.8e5",
-            27,
+            "0: about 7.1e5",
+            30,
             572.25,
             relative=2**-12,
         ),
@@ -117,9 +117,9 @@ DIVIDE = Function(
     lambda parties, payload, f: inverse.divide(parties, payload[:, 0], payload[:, 1], f),
     lambda x: x[0] / x[1],
     _EVERYWHERE,
-    "quotients from 0.75 * 2^30 on, and x/0, become plus or minus 2^30",
-    27,
-    882.125,
+    "quotients from 0.75 * 2^29 on, and x/0, become plus or minus 2^29",
+    30,
+    881.875,
     relative=2**-12,
 )
 """Division of two payloads, stacked: (S, 2, n)."""

@@ -207,7 +207,7 @@ def tan(x: SharedTensor) -> SharedTensor:
 def divide(x: Operand, y: Operand, *, rounding_mode: str | None = None) -> SharedTensor:
     """div.Tensor, div.Scalar, div.Tensor_mode, by a secret or something public.
 
-    By a secret: 27 rounds, 294 B a party and element; less where y broadcasts. x/0 is the end of the range.
+    By a secret: 30 rounds, 294 B a party and element; less where y broadcasts. x/0 is the end of the range.
     """
     if not isinstance(y, SharedTensor):
         return arithmetic.div(x, y, rounding_mode=rounding_mode)
