@@ -78,8 +78,7 @@ def arrange(
     wanted = range(k) if wanted is None else wanted
     passes = tuple(_permutation(parties, i, (k, n)) for i in range(PARTIES))
     places = public(parties, torch.arange(k)[:, None].expand(k, n).contiguous())
-    both = _shuffle(parties, torch.stack([payload, places], 2).flatten(2), [_twice(p) for p in passes], operation)
-    values, places = both.view(len(both), k, 2, n).unbind(2)
+    values, places = _shuffle(parties, torch.stack([payload, places], 1), passes, operation).unbind(1)
     keys = (values << _tie_bits(k)) + places
     order = _public_order(parties, keys, wanted, pivots or best_pivots(k, n), operation)
     result = Arrangement(parties, passes, order[wanted.start : wanted.stop], k)
@@ -119,10 +118,6 @@ def _permutation(parties: Parties, stream: int, shape: tuple[int, int]) -> Tenso
     return None if words is None else words.argsort(stable=True, dim=0)
 
 
-def _twice(permutation: Tensor | None) -> Tensor | None:
-    return None if permutation is None else torch.cat([permutation, permutation], 1)
-
-
 def _shuffle(
     parties: Parties,
     payload: Tensor,
@@ -131,18 +126,25 @@ def _shuffle(
     first: int = 0,
     step: int = 1,
 ) -> Tensor:
-    """Row ``passes[i][j]`` of every column to place j, one pass after the other. 1 round and 16 B an element in all."""
+    """Row ``passes[i][j]`` of every column to place j of a payload (S, ..., k, n), one pass after the other.
+
+    1 round a pass, and 16 B an element in all.
+    """
     shape = tuple(payload.shape[1:])
     for number, permutation in enumerate(passes):
         pair = (first + step * number) % PARTIES
         left = right = None
         if parties.plays(pair):
             whole = known(parties.share(payload, pair)) + known(parties.share(payload, pair + 1))
-            left = whole.gather(0, known(permutation))
+            left = _permuted(whole, known(permutation))
         if parties.plays(pair + 1):
-            right = known(parties.share(payload, pair + 2)).gather(0, known(permutation))
+            right = _permuted(known(parties.share(payload, pair + 2)), known(permutation))
         payload = parties.reshare_pair(pair, left, right, shape, operation)
     return payload
+
+
+def _permuted(share: Tensor, permutation: Tensor) -> Tensor:
+    return share.gather(-2, permutation.expand(share.shape))
 
 
 def _tie_bits(k: int) -> int:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from party_threads import run_apart
+from party_views import GROUPS, Case, Frozen, Inputs, N, leaks
 from plain_ring import in_process, opened, random_ring, split
 from torch import Tensor
 
 from encml.mpc import sorting
+from encml.mpc.flags import open_bits
 from encml.mpc.parties import Parties
 
 SIZES = [(1, 3), (2, 5), (3, 1), (8, 65), (17, 4), (40, 3)]
@@ -110,6 +113,55 @@ def test_no_party_knows_where_rows_go() -> None:
         counts = Counter(map(tuple, permutation.t().tolist()))
         assert len(counts) == 24
         assert sum((count - 1000) ** 2 / 1000 for count in counts.values()) < 64
+
+
+def both_rows(inputs: Inputs) -> Tensor:
+    return torch.stack([inputs.payload(0), inputs.payload(1)], 1)
+
+
+ROWS = ((1, 2), (2, 1), (5, 5), (2**40, -(2**40)))
+
+
+def test_no_message_of_a_sort_depends_on_the_values() -> None:
+    assert list(leaks(Case(lambda p, i: sorting.arrange(p, both_rows(i), pivots=2), ROWS), pairs=False)) == []
+
+
+def opened_to(party: int, secret: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> Tensor:
+    """What comparisons between two rows open, (N,), where what ``party`` knows is constant in GROUPS of columns."""
+    seen: list[Tensor] = []
+
+    def spy(*args: Any) -> Tensor:
+        seen.append(open_bits(*args))
+        return seen[-1]
+
+    monkeypatch.setattr(sorting, "open_bits", spy)
+    parties = in_process(50 + party)
+    for stream in (party, party - 1):
+        parties._streams[stream % 3] = Frozen(stream % 3)  # type: ignore[assignment]
+    sorting.arrange(parties, both_rows(Inputs(parties, party, secret)), pivots=2)
+    return torch.cat(seen)
+
+
+@pytest.mark.parametrize("party", [0, 1, 2])
+@pytest.mark.parametrize("secret", ROWS)
+def test_what_is_opened_is_a_coin_to_every_party(
+    party: int, secret: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seven sigma in each group; without the shuffles it would be the answer."""
+    heads = opened_to(party, secret, monkeypatch).view(GROUPS, -1).sum(1)
+    assert bool(((heads - N // GROUPS / 2).abs() < 7 * (N // GROUPS) ** 0.5 / 2).all())
+    monkeypatch.setattr(sorting, "_permutation", lambda parties, stream, shape: torch.arange(2)[:, None].expand(shape))
+    assert opened_to(party, secret, monkeypatch).unique().numel() == 1
+
+
+def test_carrying_and_undoing_say_nothing() -> None:
+    def run(parties: Parties, inputs: Inputs) -> None:
+        passes = tuple(sorting._permutation(parties, i, (2, N)) for i in range(3))
+        order = torch.tensor([[1], [0]]).expand(2, N)
+        arrangement = sorting.Arrangement(parties, passes, order, 2)
+        arrangement.undo(arrangement.apply(both_rows(inputs)))
+
+    assert list(leaks(Case(run, ROWS), pairs=False)) == []
 
 
 def test_parties_apart_agree() -> None:
