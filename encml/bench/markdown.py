@@ -19,9 +19,17 @@ This page is written by `encml bench`; to make it anew, with the other libraries
 {command}
 ```
 
-What the other libraries need is one environment each, for example `python3.11 -m venv spu-env` and
-`spu-env/bin/pip install spu==0.9.5`; CrypTen 0.4.1 wants a PyTorch before 2.5 and is installed with `--no-deps`, since
-it asks for a package that no longer exists. Without `--peer` encml is measured alone.
+Without `--peer` encml is measured alone. The environments of the others are made like this (CrypTen asks for a package
+that no longer exists, hence `--no-deps`, and imports what a PyTorch as new as 2.15 no longer has):
+
+```sh
+python3.11 -m venv spu-env
+spu-env/bin/pip install spu==0.9.5
+python3.11 -m venv crypten-env
+crypten-env/bin/pip install torch==2.4.1 torchvision==0.19.1 "numpy<2" "scipy<1.14" "onnx<1.18" \\
+  omegaconf pandas pyyaml tensorboard future scikit-learn
+crypten-env/bin/pip install --no-deps crypten==0.4.1
+```
 """
 
 _READ = """\
