@@ -74,6 +74,12 @@ def test_logsumexp(dim: int | tuple[int, ...], keepdim: bool) -> None:
     matches(lambda x: torch.logsumexp(x, dim, keepdim), grid(3, 2, 4), ulps=2, grad_ulps=BACKWARD)
 
 
+@pytest.mark.parametrize("dim", [0, 1, -1])
+def test_logcumsumexp(dim: int) -> None:
+    matches(lambda x: torch.logcumsumexp(x, dim), grid(3, 2, 4, low=-4, high=4), ulps=2, grad_ulps=60)
+    matches(lambda x: x.logcumsumexp(-1), grid(), ulps=0, grad_ulps=0)
+
+
 def test_logaddexp() -> None:
     matches(torch.logaddexp, grid(3, 1), grid(4, seed=1), ulps=2, grad_ulps=40)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from encml.errors import InvalidTensor, UnsupportedOperation
 from encml.ring.fixed import bound
 from encml.tensor.functions.common import settle_together
-from encml.tensor.handlers.attention import HIDDEN, logsumexp
+from encml.tensor.handlers.attention import HIDDEN, logcumsumexp, logsumexp
 from encml.tensor.shared import SharedTensor, secret
 
 
@@ -240,6 +240,8 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
     torch.logsumexp: logsumexp,
     torch.special.logsumexp: logsumexp,
     torch.Tensor.logsumexp: logsumexp,
+    torch.logcumsumexp: logcumsumexp,
+    torch.Tensor.logcumsumexp: logcumsumexp,
     torch.logaddexp: logaddexp,
     torch.Tensor.logaddexp: logaddexp,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -149,9 +150,21 @@ def logsumexp(x: SharedTensor, dim: int | tuple[int, ...], keepdim: bool = False
     dims = sorted({axis(x, d) - 1 for d in ([dim] if isinstance(dim, int) else dim)} or range(x.ndim))
     if not x.ndim:
         return x.clone()
-    kept = [d for d in range(x.ndim) if d not in dims]
-    columns = x.permute(*dims, *kept).flatten(0, len(dims) - 1)
-    result = (columns - torch.log_softmax(columns, 0))[0].contiguous()
+    columns, first = x, dims[0]
+    if len(dims) > 1:
+        first, kept = 0, [d for d in range(x.ndim) if d not in dims]
+        columns = x.permute(*dims, *kept).flatten(0, len(dims) - 1)
+    result = (columns - torch.log_softmax(columns, first)).select(first, 0).contiguous()
     for d in dims if keepdim else ():
         result = result.unsqueeze(d)
     return result
+
+
+def logcumsumexp(x: SharedTensor, dim: int) -> Tensor:
+    """logcumsumexp of n entries: n logsumexp, of each entry and all before it. Differentiable."""
+    if not x.numel() or not x.ndim:
+        return x.clone()
+    rows = x.movedim(dim, -1)
+    later = torch.ones((x.shape[dim],) * 2, dtype=torch.bool).triu(1)
+    each = rows.unsqueeze(-2).expand(*rows.shape, rows.shape[-1]).masked_fill(later, -math.inf)
+    return torch.logsumexp(each, -1).movedim(-1, dim).contiguous()

@@ -18,4 +18,5 @@ HANDLERS: dict[Any, Callable[..., Any]] = {
     aten._log_softmax.default: attention.log_softmax,
     aten._log_softmax_backward_data.default: attention.log_softmax_backward,
     aten.logsumexp.default: attention.logsumexp,
+    aten.logcumsumexp.default: attention.logcumsumexp,
 }
