@@ -107,7 +107,7 @@ def _divide(parties: Parties) -> Precision:
     n = adversarial()
     x = n[torch.randperm(len(n), generator=torch.Generator().manual_seed(1))]
     x[x == 0] = 1
-    fits = (n.double() / x.double()).abs() < 0.74 * 2.0**29
+    fits = (n.double() / x.double()).abs() < 2.0**28
     pairs = torch.stack([n[fits], x[fits]])
     found = torch.cat([_run(parties, DIVIDE, part) for part in torch.split(pairs, _CHUNK, 1)])
     return _judged("divide", found, pairs[0].double() / pairs[1].double(), DIVIDE, pairs)

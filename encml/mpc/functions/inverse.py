@@ -122,7 +122,7 @@ def divide(parties: Parties, numerator: Tensor, divisor: Tensor, fraction_bits: 
     """n/x of two payloads, of any signs; x broadcasts to n's shape. 30 rounds, 294 B a party and element.
 
     Off by less than 2 ulp or 2^-12 of it (f >= 12), without exception. Quotients beyond 2^(61-2f) become plus or minus
-    that, from 3/4 of it on: n is compared with x first, so that nothing wraps around. n/0 is the same, positive for n
+    that, from half of it on: n is compared with x first, so that nothing wraps around. n/0 is the same, positive for n
     >= 0 and for many a small n < 0. Of a divisor that broadcasts only the comparison and the products with n are paid
     for every element of n, some 100 B.
 
@@ -197,7 +197,7 @@ def _branches(f: int, groups: Groups) -> list[int]:
 
 
 _FACTOR = 3
-"""Quotients count as too large from 3/4 of the limit (less for f < 6), for a comparison with 3 |x| takes few bits."""
+"""Quotients count as too large from 1/2 to 3/4 of the limit on (f >= 6): a comparison with 3 |x| takes few bits."""
 
 
 def _bounded(parties: Parties, n: Tensor, x: Tensor, f: int, name: str) -> tuple[Tensor, Tensor, Tensor]:

@@ -117,7 +117,7 @@ DIVIDE = Function(
     lambda parties, payload, f: inverse.divide(parties, payload[:, 0], payload[:, 1], f),
     lambda x: x[0] / x[1],
     _EVERYWHERE,
-    "quotients from 0.75 * 2^29 on, and x/0, become plus or minus 2^29",
+    "quotients from 2^28 on may, from 2^29 on do, as x/0, become plus or minus 2^29",
     30,
     881.875,
     relative=2**-12,
