@@ -283,6 +283,12 @@ def test_norms_within_an_example(make: Callable[[], Module], shape: tuple[int, .
         close(encml.share(module)(encml.share(x)), module(x))
 
 
+def test_no_eps_at_all() -> None:
+    x = normal(3, 8)
+    close(F.layer_norm(encml.share(x), [8], eps=0.0), F.layer_norm(x, [8], eps=0.0))
+    assert torch.equal(F.layer_norm(encml.share(torch.zeros(2, 8)), [8], eps=0.0).reveal(), torch.zeros(2, 8))
+
+
 @pytest.mark.parametrize("make", [nn.LayerNorm, nn.RMSNorm])
 def test_wide_rows(make: Callable[[int], Module]) -> None:
     """As in a transformer's stream: wide rows, a few elements much larger than the others, and quiet rows."""
@@ -401,6 +407,13 @@ def test_long_and_short_vectors() -> None:
     units = F.normalize(encml.share(x)).reveal()
     assert (units - F.normalize(x))[[0, 3]].abs().max() < 2.0**-10
     assert torch.equal(units[2], torch.zeros(2, dtype=torch.float64))
+
+
+def test_numbers_as_vectors() -> None:
+    x, y = torch.tensor(1.5, dtype=torch.float64), torch.tensor(-0.25, dtype=torch.float64)
+    matches(lambda a: torch.linalg.vector_norm(a, dim=-1) + a.norm(), -x, ulps=2)
+    matches(lambda a: torch.var(a, 0, correction=0), x, ulps=1)
+    matches(lambda a, b: F.cosine_similarity(a, b, dim=0), x, y, ulps=2)
 
 
 def test_gradient_of_the_length_of_nothing_is_nothing() -> None:

@@ -136,6 +136,8 @@ def _of_public_classes(
     input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, smoothing: float
 ) -> _Target:
     dim = _class_dim(input)
+    if isinstance(weight, SharedTensor):
+        return _of_secret_weights(input, target, weight, ignore_index, smoothing)
     weights, count = class_weights(target, input, weight, ignore_index, dim)
     if not count:
         raise UnsupportedOperation("cross_entropy: all targets are ignored, a mean over them would be NaN")
@@ -143,6 +145,21 @@ def _of_public_classes(
         kept = (target != ignore_index).unsqueeze(dim)
         weights = (1 - smoothing) * weights + smoothing / input.shape[dim] * _per_class(weight, input) * kept
     return _public(weights, input, count)
+
+
+def _of_secret_weights(
+    input: Tensor, target: Tensor, weight: SharedTensor, ignore_index: int, smoothing: float
+) -> _Target:
+    """Public classes whose weights are secret."""
+    dim = _class_dim(input)
+    rows, _ = class_weights(target, input, None, ignore_index, dim)
+    each = _per_class(weight, input)
+    weights: Tensor = each * rows
+    count = weights.sum()
+    if smoothing:
+        kept = (target != ignore_index).unsqueeze(dim)
+        weights = (1 - smoothing) * weights + each * (smoothing / input.shape[dim] * kept)
+    return _Target(weights, weights.sum(dim, keepdim=True), count)
 
 
 def _public(weights: Tensor, input: Tensor, count: float) -> _Target:
@@ -237,12 +254,13 @@ def nll_loss(
     reduce: bool | None = None,
     reduction: str = "mean",
 ) -> Tensor:
-    """F.nll_loss; secret classes as in ``cross_entropy``."""
-    if not isinstance(target, SharedTensor):
+    """F.nll_loss; secret classes and class weights as in ``cross_entropy``."""
+    if not isinstance(target, SharedTensor) and not isinstance(weight, SharedTensor):
         with torch._C.DisableTorchFunctionSubclass():
             return F.nll_loss(input, target, weight, size_average, ignore_index, reduce, reduction)
     reduction = _reduction(size_average, reduce, reduction)
-    asked = _of_secret_classes(input, target, weight, ignore_index, 0.0)
+    of = _of_secret_classes if isinstance(target, SharedTensor) else _of_public_classes
+    asked = of(input, target, weight, ignore_index, 0.0)  # type: ignore[arg-type]  # as the line above says
     return _reduced(-(input * asked.found()).sum(_class_dim(input)), reduction, asked.count)
 
 
@@ -314,6 +332,8 @@ def multi_margin_loss(
     reduction: str = "mean",
 ) -> Tensor:
     """F.multi_margin_loss with public classes: max(0, margin - x_t + x_i)^p over the others, by all."""
+    if input.ndim < 2:
+        input, target = input.reshape(-1), target.reshape(())
     dim, classes = _class_dim(input), input.shape[-1]
     index = target.unsqueeze(dim)
     slack = (margin - input.gather(dim, index) + input).relu()
@@ -332,10 +352,12 @@ def multilabel_margin_loss(
     reduction: str = "mean",
 ) -> Tensor:
     """F.multilabel_margin_loss with public classes: max(0, 1 - x_j + x_i), j named before a -1, i not."""
+    if not input.ndim:
+        input, target = input.reshape(1), target.reshape(1)
     dim, classes = _class_dim(input), input.shape[-1]
     named = (target >= 0).long().cumprod(dim).bool()
-    member = torch.zeros(input.shape, dtype=torch.int64).scatter_add_(dim, target.clamp(min=0), named.long()) > 0
-    pairs = (member.unsqueeze(-1) & ~member.unsqueeze(-2)).to(input.dtype)
+    times = torch.zeros(input.shape, dtype=torch.int64).scatter_add_(dim, target.clamp(min=0), named.long())
+    pairs = (times.unsqueeze(-1) * (times == 0).unsqueeze(-2)).to(input.dtype)
     slack = (1 - input.unsqueeze(-1) + input.unsqueeze(-2)).relu()
     losses = (slack * (pairs / classes)).sum((-2, -1))
     return _reduced(losses, _reduction(size_average, reduce, reduction), losses.numel())

@@ -20,6 +20,7 @@ from torch import Tensor
 from encml.ring.layout import room
 from encml.tensor.handlers.common import as_secret, session_of, wrap
 from encml.tensor.handlers.moments import (
+    LEAST_SQUARE,
     ROOT_BITS,
     average,
     by,
@@ -36,8 +37,6 @@ from encml.tensor.secret import Secret, settle_all
 from encml.tensor.shared import SharedTensor, secret
 
 _FACTOR_BITS = 20
-_LEAST_SQUARE = 2.0**-27
-"""The smallest eps, for the inverse root of 0."""
 Look = Callable[[Secret], Secret]
 
 
@@ -265,7 +264,7 @@ def rms_norm(
     session = session_of(*(t for t in (x, weight) if t is not None))
     known = torch.finfo(x.dtype).eps if eps is None else eps
     output, _, deviation = normalise(
-        as_secret(x, session), weight, None, layout, max(known, _LEAST_SQUARE), centre=False
+        as_secret(x, session), weight, None, layout, max(known, LEAST_SQUARE), centre=False
     )
     size = (*x.shape[: x.ndim - len(normalized)], *(1,) * len(normalized))
     return wrap(output, x.dtype), wrap(_shaped(deviation, size), x.dtype)
@@ -288,7 +287,7 @@ def rms_norm_backward(
 def unit_vectors(x: SharedTensor) -> tuple[SharedTensor, SharedTensor]:
     """x / |x| along the last dimension, and the inverse deviation from 0. Squares of elements below 2^-27 are lost."""
     layout = Layout.of_layer(x, x.shape[-1:])
-    found = moments(layout.rows(secret(x).settle()), (2,), _LEAST_SQUARE, centre=False)
+    found = moments(layout.rows(secret(x).settle()), (2,), LEAST_SQUARE, centre=False)
     parties, fine = x.session.parties, centred_bits(x.session)
     normal, deviation = parties.together(lambda: cut(times(found.centred, found.root), fine), found.deviation)
     # x' / |x'| = x' / 2^j, with n = m 4^j elements

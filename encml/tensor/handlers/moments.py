@@ -38,6 +38,8 @@ _CHUNK_BITS = 14
 """Squares of more than 2^14 elements are rescaled before they are all added up."""
 _RADICAND_BITS = 40
 _EPS_BITS = 32
+LEAST_SQUARE = 2.0**-27
+"""The smallest number whose inverse root is taken."""
 SQUARE_BITS = 28
 """Fraction bits of a sum of squares before its root is taken."""
 
@@ -198,7 +200,11 @@ def _variance(x: Secret, axes: Sequence[int], n: int, eps: float) -> Secret:
 
 
 def inverse_root(value: Secret, least: float) -> Secret:
-    """1 / sqrt(value) at ROOT_BITS, for a replicated value >= ``least``. See ``encml.mpc.functions.roots``."""
+    """1 / sqrt(value) at ROOT_BITS, for a replicated value >= ``least``. See ``encml.mpc.functions.roots``.
+
+    Below 2^-27 a value counts as something from there on, so that 0 times the result is 0.
+    """
+    least = max(least, LEAST_SQUARE)
     payload = roots.inverse_root(value.session.parties, value.terms, value.fraction_bits, ROOT_BITS, least)
     return Secret(value.session, ROOT_BITS, payload=payload)
 

@@ -13,6 +13,7 @@ from encml.errors import UnsupportedOperation
 from encml.tensor.handlers import arithmetic, linear
 from encml.tensor.handlers.common import as_secret, axis, supported_dtype, wrap
 from encml.tensor.handlers.moments import (
+    LEAST_SQUARE,
     SQUARE_BITS,
     average,
     by,
@@ -31,8 +32,6 @@ from encml.tensor.public import Number
 from encml.tensor.secret import Secret
 from encml.tensor.shared import SharedTensor, secret
 
-LEAST_SQUARE = 2.0**-26
-"""Added to a sum of squares before its inverse root is taken."""
 Dims = int | Sequence[int] | None
 
 
@@ -127,8 +126,8 @@ def length(x: SharedTensor, dims: Dims, keepdim: bool, *, inverse: bool = False)
     squares = cut(sum_times(value, value, axes), SQUARE_BITS)
 
     def inverted() -> Secret | None:
-        shifted = plus(squares, known_at(x.session, LEAST_SQUARE, SQUARE_BITS))
-        return inverse_root(shifted, LEAST_SQUARE) if inverse else None
+        shifted = plus(squares, known_at(x.session, 2 * LEAST_SQUARE, SQUARE_BITS))
+        return inverse_root(shifted, 2 * LEAST_SQUARE) if inverse else None
 
     found, inverted_length = x.session.parties.together(lambda: root(squares, x.session.fraction_bits), inverted)
     if not keepdim:
@@ -149,7 +148,8 @@ def length_backward(gradient: Tensor, x: SharedTensor, inverse: Secret, dims: Di
 def _axes(x: Tensor, dims: Dims) -> list[int]:
     """Dimensions of the terms."""
     chosen = None if dims is None else _listed(dims)
-    return [axis(x, dim) for dim in chosen] if chosen else list(range(1, x.ndim + 1))
+    axes = [axis(x, dim) for dim in chosen] if chosen else range(1, x.ndim + 1)
+    return list(axes) if x.ndim else []
 
 
 def _listed(dims: int | Sequence[int]) -> list[int]:
