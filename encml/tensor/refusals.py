@@ -18,7 +18,6 @@ _ADAPTIVE = (
 )
 _FOREACH = "leave foreach and fused at their defaults; foreach=True works for SGD and for clipping gradients"
 _NOISE = "noise that all parties would know hides nothing; let one party draw it, and share() it"
-_UNPOOL = "the places of the maxima are secret, so nothing can be put there; use F.interpolate or a ConvTranspose layer"
 _FRACTIONAL = "its windows are drawn at random, by each party anew; use max_pool2d or adaptive_max_pool2d"
 _LOSS = "it needs exp or log, which are not there yet; train with the squared error, F.mse_loss"
 _LOOK_UP = "with a secret index use gather, scatter, scatter_add, index_select, index_add or x[index]"
@@ -33,7 +32,6 @@ _ADVICE = {
     ),
     **dict.fromkeys(("sqrt", "rsqrt", "linalg_vector_norm", "norm"), _NOT_YET),
     **dict.fromkeys(("reciprocal", "pow_Tensor_Tensor", "atan2"), _DIVISION),
-    **dict.fromkeys(("max_unpool2d", "max_unpool3d"), _UNPOOL),
     **dict.fromkeys(("fractional_max_pool2d", "fractional_max_pool3d"), _FRACTIONAL),
     **dict.fromkeys(("native_batch_norm", "_native_batch_norm_legit", "_batch_norm_with_update", "var"), _NORM),
     **dict.fromkeys(("_native_batch_norm_legit_no_training", "native_layer_norm", "native_group_norm", "std"), _NORM),

@@ -263,6 +263,25 @@ def test_overlapping_windows_share_comparisons() -> None:
     assert sum(sent for _, sent in games) < 0.77 * maximum_cost(9, 64 * 56 * 56, winner=True)[1]
 
 
+@pytest.mark.usefixtures("one_by_one")
+@pytest.mark.parametrize("dims", [2, 3])
+def test_unpooling(dims: int) -> None:
+    """With the secret indices that a pool gave, and with public ones; a last row that no window saw stays empty."""
+    pool, unpool = MAX[dims], {2: F.max_unpool2d, 3: F.max_unpool3d}[dims]
+    x = grid(*SHAPES[dims])
+
+    def there_and_back(a: Tensor) -> Tensor:
+        values, indices = pool(a, 2, return_indices=True)
+        result: Tensor = unpool(values * 2, indices, 2, output_size=a.shape[2:])
+        return result
+
+    matches(there_and_back, x, ulps=0, backward=False)
+    values, indices = pool(x, 2, return_indices=True)
+    matches(lambda a: unpool(a, indices, 2, output_size=x.shape[2:]), values, ulps=0, grad_ulps=0)
+    values, indices = pool(x, 3, 1, return_indices=True)
+    matches(lambda a: unpool(a, indices, 3, 1, output_size=x.shape[2:]), values, ulps=0, grad_ulps=0)
+
+
 def test_indices_of_other_makes() -> None:
     """Backward with indices that carry no bits (copied, say) finds the winners once more; public ones are used."""
     x = grid(2, 3, 6, 6)
@@ -338,8 +357,9 @@ def test_errors_are_those_of_pytorch(f: Any) -> None:
 @pytest.mark.parametrize(
     ("f", "advice"),
     [
-        (lambda x: F.max_unpool2d(x, torch.zeros(x.shape, dtype=torch.int64), 2), "ConvTranspose"),
-        (lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2), "max_unpool2d.*interpolate"),
+        (lambda x: F.max_unpool2d(*F.max_pool2d(x, 3, 2, return_indices=True), 3, 2), "ConvTranspose"),
+        (lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 3), "that size"),
+        (lambda x: F.max_unpool1d(*F.max_pool1d(x[0], 3, return_indices=True), 3), "straight"),
         (lambda x: F.fractional_max_pool2d(x, 2, output_size=3), "use max_pool2d"),
         (lambda x: F.max_pool2d(x[..., :4, :4], 2, 1, 1, 5), "inf"),
     ],

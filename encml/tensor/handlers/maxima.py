@@ -128,6 +128,12 @@ class Stage:
         """How many windows there are."""
         return math.prod(self.result)
 
+    @property
+    def overlaps(self) -> bool:
+        """Whether a place belongs to more than one window."""
+        seen = [[place for window in table.tolist() for place in set(window)] for table in self.places]
+        return any(len(set(places)) < len(places) for places in seen)
+
     def candidates(self, payload: Tensor) -> Tensor:
         """What the windows see in a payload (S, *shape): (S, k, windows)."""
         seen = kernels.look_up(payload.movedim(self.axes, self._last), self.places)
@@ -190,7 +196,7 @@ def _maximum(x: SharedTensor, places: list[Tensor]) -> tuple[SharedTensor, Share
     maxima = wrap(value.like(payload), x.dtype)
     indices = wrap(Secret(session, 0, payload=torch.empty_like(payload)), torch.int64)
     make = partial(_indices, session, stages, hot, len(places))
-    indices._secret = Deferred(session, make).keep("hot", hot)
+    indices._secret = Deferred(session, make).keep("game", (stages, hot))
     return maxima, indices
 
 
@@ -206,27 +212,55 @@ def _play(parties: Parties, payload: Tensor, stages: list[Stage], operation: str
 
 def _backward(gradient: Tensor, x: Tensor, indices: Tensor, places: list[Tensor]) -> SharedTensor:
     session = session_of(gradient, x, indices)
-    upstream, parties = as_secret(gradient, session), session.parties
+    upstream = as_secret(gradient, session)
     if not isinstance(indices, SharedTensor):
-        return wrap(upstream.linear(partial(_put_at, indices, x.shape, len(places))), gradient.dtype)
-    stages, winners = stages_of(x.shape, places), secret(indices).fact("hot")
+        return wrap(upstream.linear(partial(_put_at, Tensor.scatter_add_, indices, x.shape, len(places))), x.dtype)
+    stages, winners = secret(indices).fact("game") or (stages_of(x.shape, places), None)
     if winners is None:
-        _, winners = _play(parties, as_secret(x, session).replicate(), stages, "max_pool_backward")
-    payload = upstream.replicate()
+        _, winners = _play(session.parties, as_secret(x, session).replicate(), stages, "max_pool_backward")
+    return wrap(_to_winners(upstream, stages, winners, "max_pool_backward"), gradient.dtype)
+
+
+def _to_winners(value: Secret, stages: list[Stage], winners: list[SecretBits], operation: str) -> Secret:
+    """Every element of ``value``, one a window, at the place that won there; what meets at a place is added up."""
+    payload = value.replicate()
     for stage, hot in zip(reversed(stages), reversed(winners), strict=True):
         back = stage.flat(payload)[:, None].expand(-1, stage.k, -1)
         if stage.k > 1 and stage.windows:
-            chosen = comparison.select(parties, _but_last(hot), back[:, 1:], "max_pool_backward")
+            chosen = comparison.select(value.session.parties, _but_last(hot), back[:, 1:], operation)
             back = torch.cat([chosen, back[:, :1] - chosen.sum(1, keepdim=True)], 1)
         payload = stage.put_back(back)
-    return wrap(upstream.like(payload.contiguous()), gradient.dtype)
+    return value.like(payload.contiguous())
 
 
-def _put_at(indices: Tensor, shape: Sequence[int], dims: int, terms: Tensor) -> Tensor:
-    """Public indices: terms (..., *output) added at their places of (..., *size)."""
+def unpool(dims: int) -> Handler:
+    """The handler of max_unpool2d or max_unpool3d: local with public indices.
+
+    Secret ones must come straight from max_pool2d or max_pool3d, over windows that do not overlap: 2 rounds and 10.7
+    (k - 1) B a party and window of each stage.
+    """
+
+    def handler(x: Tensor, indices: Tensor, output_size: Sequence[int], *_: object) -> SharedTensor:
+        value, shape = as_secret(x, session_of(x, indices)), (*x.shape[:-dims], *output_size)
+        if not isinstance(indices, SharedTensor):
+            return wrap(value.linear(partial(_put_at, Tensor.scatter_, indices, shape, dims)), x.dtype)
+        stages, winners = secret(indices).fact("game") or ([], [])
+        if not stages or stages[0].shape != shape or any(stage.overlaps for stage in stages):
+            raise UnsupportedOperation(
+                f"max_unpool{dims}d to {tuple(output_size)}: where secret indices point is known only if they come "
+                f"straight from max_pool{dims}d of an image of that size, over windows that do not overlap; use "
+                "F.interpolate or a ConvTranspose layer otherwise"
+            )
+        return wrap(_to_winners(value, stages, winners, "max_unpool"), x.dtype)
+
+    return handler
+
+
+def _put_at(scatter: Callable[..., Tensor], indices: Tensor, shape: Sequence[int], dims: int, terms: Tensor) -> Tensor:
+    """Public indices: terms (..., *output), each put or added at its place of (..., *size)."""
     lead = (len(terms), *shape[:-dims])
     flat = terms.new_zeros(*lead, math.prod(shape[-dims:]))
-    placed = flat.scatter_add_(-1, indices.flatten(-dims).expand(*lead, -1), terms.flatten(-dims))
+    placed = scatter(flat, -1, indices.flatten(-dims).expand(*lead, -1), terms.flatten(-dims))
     return placed.view(*lead, *shape[-dims:])
 
 

@@ -30,6 +30,8 @@ HANDLERS: dict[Any, Callable[..., Any]] = {
     aten.adaptive_max_pool3d.default: maxima.adaptive_maximum(aten.adaptive_max_pool3d, 3),
     aten.adaptive_max_pool2d_backward.default: maxima.adaptive_maximum_backward(2),
     aten.adaptive_max_pool3d_backward.default: maxima.adaptive_maximum_backward(3),
+    aten.max_unpool2d.default: maxima.unpool(2),
+    aten.max_unpool3d.default: maxima.unpool(3),
     # Windows as columns
     aten.im2col.default: resampling.im2col,
     aten.col2im.default: resampling.col2im,
