@@ -14,12 +14,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from modules import module_matches, on_the_grid
+from party_threads import run_apart
 from reference import grid, matches, near
 from torch import Tensor, nn
 
 import encml
-from encml import Session
+from encml import Session, SharedTensor
 from encml.errors import InvalidTensor, UnsupportedOperation
+from encml.mpc.parties import Parties
+from encml.tensor.shared import secret
 
 ULPS, GRAD_ULPS = 20, 40
 attend: Any = F.scaled_dot_product_attention
@@ -94,8 +97,8 @@ def test_dropout_of_weights() -> None:
 
 def test_some_operands_plain() -> None:
     q, k, v = qkv()
-    for secret in ((True, False, False), (False, True, False), (False, False, True), (False, True, True)):
-        given = [encml.share(x) if s else x for x, s in zip((q, k, v), secret, strict=True)]
+    for shared in ((True, False, False), (False, True, False), (False, False, True), (False, True, True)):
+        given = [encml.share(x) if s else x for x, s in zip((q, k, v), shared, strict=True)]
         near(attend(*given).reveal(), attend(q, k, v), ULPS)
 
 
@@ -275,10 +278,10 @@ def test_an_exported_graph() -> None:
 
 def test_in_inference_mode_with_what_was_shared_outside_it() -> None:
     module, x = SelfAttention().eval(), grid(2, 5, 8)
-    shared, secret = encml.share(module), encml.share(x)
+    shared, held = encml.share(module), encml.share(x)
     with torch.inference_mode():
-        found = shared(secret, need_weights=False)[0].reveal()
-        near(secret[0].t().reveal(), x[0].t(), 0)
+        found = shared(held, need_weights=False)[0].reveal()
+        near(held[0].t().reveal(), x[0].t(), 0)
     near(found, module(x)[0], ULPS)
 
 
@@ -286,6 +289,31 @@ def test_under_the_transforms_of_torch_func() -> None:
     x = grid(3, 4, 4)
     matches(lambda x: torch.func.grad(lambda q: (attend(q, q, q) ** 2).sum())(x), x, ulps=200, backward=False)
     matches(lambda x: torch.func.vmap(lambda q: attend(q, q, q))(x), x, ulps=ULPS, backward=False)
+
+
+def test_three_parties_apart() -> None:
+    """Bit for bit the shares that one process would give them; attention, softmax, LSTM, forward and backward."""
+    torch.manual_seed(6)
+    attention, lstm = nn.MultiheadAttention(4, 2, batch_first=True), nn.LSTM(4, 3, bidirectional=True)
+
+    def work() -> list[Tensor]:
+        x, first, second = encml.share(grid(2, 3, 4).float()), encml.share(attention), encml.share(lstm)
+        mixed, weights = first(x, x, x, attn_mask=torch.ones(3, 3, dtype=torch.bool).triu(1))
+        output, _ = second(mixed)
+        (output.log_softmax(-1)[..., 0].sum() + weights.sum()).backward()
+        kept = [output, weights, *(p.grad for p in (*first.parameters(), *second.parameters()))]
+        return [secret(y).replicate() for y in kept if isinstance(y, SharedTensor)]
+
+    def apart(parties: Parties) -> list[Tensor]:
+        with Session(parties.net, seed=7):
+            return work()
+
+    with Session(seed=7):
+        together = work()
+    results, _ = run_apart(apart, 7)
+    for rank, found in enumerate(results):
+        for mine, whole in zip(found, together, strict=True):
+            assert torch.equal(mine, whole[[rank, (rank + 1) % 3]])
 
 
 # Rounds -------------------------------------------------------------------------------------------------------

@@ -150,7 +150,8 @@ def logsumexp(x: SharedTensor, dim: int | tuple[int, ...], keepdim: bool = False
     dims = sorted({axis(x, d) - 1 for d in ([dim] if isinstance(dim, int) else dim)} or range(x.ndim))
     if not x.ndim:
         return x.clone()
-    columns, first = x, dims[0]
+    columns: Tensor = x
+    first = dims[0]
     if len(dims) > 1:
         first, kept = 0, [d for d in range(x.ndim) if d not in dims]
         columns = x.permute(*dims, *kept).flatten(0, len(dims) - 1)
