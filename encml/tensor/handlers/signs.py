@@ -17,11 +17,12 @@ from torch import Tensor
 from encml.mpc import comparison
 from encml.mpc.comparison import SecretBits
 from encml.mpc.flags import packed, unpacked
+from encml.mpc.multiplication import product
 from encml.mpc.session import Session
 from encml.ring.layout import from_order, memory_order, to_order
 from encml.tensor.handlers.arithmetic import add_secrets
 from encml.tensor.public import Number, Operand, term
-from encml.tensor.secret import Secret, settle_all
+from encml.tensor.secret import Secret, broadcast, settle_all
 
 Side = Secret | Tensor | Number
 """One side of a comparison, plain tensors and numbers being public; one of the two is a Secret."""
@@ -69,11 +70,19 @@ def arithmetic_of(masks: Sequence[Mask], operation: str = "compare") -> list[Sec
 def chosen(*terms: tuple[Mask, Secret], operation: str) -> Secret:
     """The sum of bit * x over pairs of masks, of one shape, and secrets that expand to it.
 
-    2 rounds; 5.3 B a party and element for every pair and for the sum. Pending secrets are settled first.
+    2 rounds; 5.3 B a party and element for every pair and for the sum. Pending secrets are settled first. Secrets of
+    more dimensions, as a whole batch of gradients for one mask, are multiplied by the bits as numbers instead: pending.
     """
     first = terms[0][0]
     settle_all(*(value for _, value in terms if value.pending))
     bits = max(value.fraction_bits for _, value in terms)
+    if any(len(value.shape) > len(first.shape) for _, value in terms):
+        factors = arithmetic_of([mask for mask, _ in terms], operation)
+        products = (
+            product(first.session.parties, torch.mul, *broadcast(factor.terms, value.at_bits(bits)))
+            for factor, (_, value) in zip(factors, terms, strict=True)
+        )
+        return Secret(first.session, bits, rows=torch.stack(list(products)).sum(0))
     payloads = [to_order(expanded(value.at_bits(bits), first.shape), first.order) for _, value in terms]
     summed = comparison.select(
         first.session.parties, _stacked([mask for mask, _ in terms]), torch.stack(payloads, 1), operation, [len(terms)]

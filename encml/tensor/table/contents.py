@@ -28,6 +28,7 @@ from encml.tensor.table import (
     pooling,
     rearranging,
     rounding,
+    tangents,
 )
 
 
@@ -79,6 +80,7 @@ HANDLERS = with_in_place_forms(
         losses.HANDLERS,
         chance.HANDLERS,
         foreach.HANDLERS,
+        tangents.HANDLERS,
         decomposed.HANDLERS,
     )
 )
