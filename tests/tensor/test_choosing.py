@@ -256,8 +256,21 @@ def test_modules() -> None:
     x = grid(4, 3)
     for module in (nn.ReLU6(), nn.Hardtanh(), nn.LeakyReLU(0.5), nn.Threshold(0.5, 1), nn.RReLU().eval(), nn.PReLU()):
         near(encml.share(module)(encml.share(x.float())).reveal().detach(), module(x.float()).detach(), 2)
-    with pytest.raises(UnsupportedOperation, match="eval"):
-        nn.RReLU()(encml.share(x))
+
+
+def test_random_slopes_in_training() -> None:
+    """Each element's slope is one of the interval, as often above its middle as below; backward has the same."""
+    a = -torch.ones(4096, dtype=torch.float64)
+    a[:64] = 2
+    x = encml.share(a).requires_grad_()
+    y = F.rrelu(x, 0.25, 0.75, training=True)
+    slopes = y.reveal().detach() / a
+    assert bool((slopes[:64] == 1).all())
+    assert 0.25 - ULP < float(slopes[64:].min()) < 0.27
+    assert 0.73 < float(slopes[64:].max()) < 0.75 + ULP
+    assert abs(int((slopes[64:] > 0.5).sum()) - 2016) < 7 * 32
+    y.sum().backward()
+    near(x.grad.reveal(), slopes, 2)
 
 
 def test_gradients_by_value_can_be_clipped() -> None:

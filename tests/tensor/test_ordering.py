@@ -7,11 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+from party_threads import run_apart
 from reference import grid, matches, near
+from torch import Tensor
 
 import encml
 from encml import Session, SharedTensor, UnsupportedOperation
 from encml.errors import InvalidTensor
+from encml.mpc.parties import Parties
 
 Function = Callable[..., Any]
 CASES = [
@@ -126,6 +130,46 @@ def test_of_integers_bools_and_pending_products() -> None:
     p = grid(3, 4)
     near((encml.share(p) * encml.share(p)).sort(1).values.reveal(), (p * p).sort(1).values, 1)
     near((encml.share(p) * encml.share(p)).max().reveal(), (p * p).max(), 1)
+
+
+@pytest.mark.parametrize("f", [torch.cummax, torch.cummin])
+def test_running(f: Function) -> None:
+    for shape, dim in [*CASES, ((2, 9), 1)]:
+        for x in (grid(*shape, seed=sum(shape)), grid(*shape, seed=1).round()):
+            expected, found = f(x, dim), f(encml.share(x), dim)
+            near(found[0].reveal(), expected[0], 0)
+            near(found[1].reveal(), expected[1], 0)
+            if x.numel():
+                matches(lambda t, dim=dim: f(t, dim)[0], x, ulps=0, grad_ulps=0)
+
+
+def work(parties: Parties | None) -> list[SharedTensor]:
+    """One of each way in which a handler treats shares."""
+    a, b = grid(4, 6), torch.tensor([3, 1, 0])
+    x = encml.share(a if parties is None or parties.plays(0) else a * 0).requires_grad_()
+    i = encml.share(b if parties is None or parties.plays(1) else b * 0, owner=1)
+    largest, places = x.max(1)
+    results: list[Any] = [
+        largest, places, x.argmin(0), *x.sort(1), *x.topk(2, 0), x.amin(), x.cummax(1)[1], x.clamp(-1, 0.5), x.abs(),
+        x.sign(), torch.maximum(x, x.flip(0)), torch.where(x > 0, x, a), x[i], F.one_hot(i, 5), F.embedding(i, x),
+        x.gather(0, i[None]), x.scatter(0, i[None], 0.5), F.rrelu(x, training=True), F.hardswish(x),
+    ]  # fmt: skip
+    (largest.sum() + x.sort(1)[0][:, 2].sum() + x[i].sum() + x.clamp(0, 1).sum()).backward()
+    return [*results, x.grad]
+
+
+def test_parties_apart_hold_the_shares_of_one_process() -> None:
+    def apart(parties: Parties) -> list[Tensor]:
+        with Session(parties.net, seed=5):
+            return [x._secret.terms.clone() for x in work(parties)]
+
+    with Session(seed=5):
+        together = [x._secret for x in work(None)]
+        results, _ = run_apart(apart, 5)
+        for number, expected in enumerate(together):
+            for rank, found in enumerate(results):
+                held = [rank] if expected.pending else [rank, (rank + 1) % 3]
+                assert torch.equal(found[number], expected.terms[held]), f"result {number} differs at party {rank}"
 
 
 def test_what_is_refused() -> None:

@@ -22,9 +22,18 @@ def coin_flips(session: Session, shape: tuple[int, ...], chance: float) -> Tenso
         raise InvalidTensor(f"a probability is between 0 and 1, found {chance}")
     if chance in (0, 1):
         return torch.full(shape, chance == 1)
+    return _words(session, shape) < round(chance * 2**32)
+
+
+def coin_uniform(session: Session, shape: tuple[int, ...]) -> Tensor:
+    """Public multiples of 2^-32 in [0, 1), float64, otherwise as ``coin_flips``."""
+    return _words(session, shape).double() * 2.0**-32
+
+
+def _words(session: Session, shape: tuple[int, ...]) -> Tensor:
+    """Public integers in [0, 2^32)."""
     ticket = int(torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device="cpu"))
-    words = session.coins.choice(ticket, "coins").words(shape, torch.int32)
-    return words.to(torch.int64) < round(chance * 2**32) - 2**31
+    return session.coins.choice(ticket, "coins").words(shape, torch.int32).to(torch.int64) + 2**31
 
 
 def bernoulli_(x: SharedTensor, p: float = 0.5, *, generator: torch.Generator | None = None) -> Tensor:

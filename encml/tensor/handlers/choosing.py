@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from encml.errors import UnsupportedOperation
 from encml.ring.layout import stack
 from encml.tensor.handlers.arithmetic import add, add_secrets, mul, scale, sub
-from encml.tensor.handlers.common import as_secret, result_dtype, session_of, wrap
+from encml.tensor.handlers.chance import coin_uniform
+from encml.tensor.handlers.common import as_secret, by_public, result_dtype, session_of, wrap, write
 from encml.tensor.handlers.compare import as_side
 from encml.tensor.handlers.copies import clone
 from encml.tensor.handlers.signs import Mask, Side, above_number, arithmetic_of, below, chosen, laid_out
 from encml.tensor.public import Number, Operand
 from encml.tensor.secret import Secret, align, settle_all
 from encml.tensor.shared import SharedTensor, secret
+
+SLOPES = "slopes"
+"""The name of a fact about the noise of rrelu: the public slopes that it holds."""
 
 # Signs -----------------------------------------------------------------------------------------------------------
 
@@ -172,7 +174,7 @@ def leaky_relu(x: SharedTensor, slope: Number = 0.01) -> SharedTensor:
     return wrap(result, x.dtype)
 
 
-def leaky_relu_backward(gradient: Tensor, x: Tensor, slope: Number, is_result: bool) -> SharedTensor:
+def leaky_relu_backward(gradient: Tensor, x: Tensor, slope: Operand, is_result: bool) -> SharedTensor:
     """leaky_relu_backward, by the bits kept. 4 rounds, 16.8 B a party and element."""
     session = session_of(gradient, x)
     if not isinstance(x, SharedTensor):
@@ -182,26 +184,39 @@ def leaky_relu_backward(gradient: Tensor, x: Tensor, slope: Number, is_result: b
     return wrap(_leak(held, chosen((positive, held), operation="backward"), slope), gradient.dtype)
 
 
-def _leak(value: Secret, part: Secret, slope: Number) -> Secret:
-    """part + slope (value - part)."""
-    return add_secrets(scale(add_secrets(value, part, -1), slope), part).settle()
+def _leak(value: Secret, part: Secret, slope: Operand) -> Secret:
+    """part + slope (value - part), with a public slope."""
+    rest = add_secrets(value, part, -1)
+    sloped = by_public(torch.mul, rest, slope) if isinstance(slope, Tensor) else scale(rest, slope)
+    return add_secrets(sloped, part).settle()
 
 
 def rrelu(
-    x: SharedTensor, noise: Tensor, low: Number = 1 / 8, high: Number = 1 / 3, training: bool = False, *_: Any
+    x: SharedTensor, noise: Tensor, low: Number = 1 / 8, high: Number = 1 / 3, training: bool = False, *_: object
 ) -> SharedTensor:
-    """rrelu_with_noise in evaluation: leaky_relu with the mean of both slopes."""
+    """rrelu_with_noise: leaky_relu with public random slopes in training, with their mean in evaluation.
+
+    The slopes are written to ``noise``, as PyTorch does, also where x > 0 makes them idle.
+    """
+    slope: Operand = (low + high) / 2
     if training:
-        raise UnsupportedOperation("rrelu: random slopes in training have no secret-shared version; call model.eval()")
-    result = leaky_relu(x, (low + high) / 2)
-    return wrap(secret(result).linear(torch.Tensor.contiguous), x.dtype)
+        slope = low + (high - low) * coin_uniform(x.session, tuple(x.shape))
+        write(noise, Secret.of_public(x.session, slope), x.dtype)
+        secret(noise).keep(SLOPES, slope)
+    value = secret(x)
+    (positive,) = below((0, value), operation="rrelu")
+    result = _leak(value, chosen((positive, value), operation="rrelu"), slope)
+    return wrap(result.linear(torch.Tensor.contiguous), x.dtype)
 
 
 def rrelu_backward(
     gradient: Tensor, x: Tensor, noise: Tensor, low: Number, high: Number, training: bool, is_result: bool
 ) -> SharedTensor:
-    """rrelu_with_noise_backward in evaluation."""
-    return leaky_relu_backward(gradient, x, (low + high) / 2, is_result)
+    """rrelu_with_noise_backward, with the slopes of forward."""
+    slope: Operand = (low + high) / 2
+    if training:
+        slope = secret(noise).fact(SLOPES) if isinstance(noise, SharedTensor) else noise
+    return leaky_relu_backward(gradient, x, slope, is_result)
 
 
 def prelu(x: Tensor, weight: Tensor) -> SharedTensor:

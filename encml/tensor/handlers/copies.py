@@ -90,7 +90,10 @@ def must_be_public(arguments: Sequence[Any]) -> None:
     for argument in arguments:
         for x in argument if isinstance(argument, list | tuple) else (argument,):
             if isinstance(x, SharedTensor):
-                raise UnsupportedOperation("indexing by a secret has no secret-shared version yet; use a public index")
+                raise UnsupportedOperation(
+                    "this operator takes a public index or mask only; a secret index works in gather, scatter, "
+                    "scatter_add, index_select, index_add, take and x[index], a secret mask in torch.where"
+                )
 
 
 def clone(x: SharedTensor, *, memory_format: torch.memory_format | None = None) -> SharedTensor:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -283,6 +283,17 @@ def put_rows(
     return add_rows(x, dim, index, values)
 
 
+def take(x: Tensor, index: SharedTensor) -> SharedTensor:
+    """take by a secret index into all elements."""
+    return rows_of(_reshaped(x, (x.numel(),)), 0, index)
+
+
+def put(x: Tensor, index: SharedTensor, source: Tensor, accumulate: bool = False) -> SharedTensor:
+    """put by a secret index into all elements, which names no place twice unless values add up."""
+    values = _reshaped(source, index.shape)
+    return _reshaped(put_rows(_reshaped(x, (x.numel(),)), [index], values, accumulate), x.shape)
+
+
 def embedding(
     weight: Tensor, index: Tensor, padding_idx: int = -1, scale_grad_by_freq: bool = False, sparse: bool = False
 ) -> SharedTensor:
@@ -319,6 +330,17 @@ def embedding_backward(
 
 
 # Parts ------------------------------------------------------------------------------------------------------------
+
+
+@overload
+def _reshaped(x: SharedTensor, shape: Sequence[int]) -> SharedTensor: ...
+@overload
+def _reshaped(x: Tensor, shape: Sequence[int]) -> Tensor: ...
+def _reshaped(x: Tensor, shape: Sequence[int]) -> Tensor:
+    if not isinstance(x, SharedTensor):
+        return x.reshape(tuple(shape))
+    value = secret(x).linear(lambda terms: terms.reshape(len(terms), *shape))
+    return wrap(value.keep("constant", secret(x).fact("constant")), x.dtype)
 
 
 def _is_zero(x: Tensor) -> bool:

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from encml.errors import InvalidTensor, UnsupportedOperation
-from encml.mpc import ordering
+from encml.mpc import comparison, ordering
 from encml.mpc.comparison import SecretBits
+from encml.mpc.flags import packed, unpacked
+from encml.mpc.sharing import public
 from encml.mpc.sorting import arrange
 from encml.tensor.handlers.common import axis, wrap
 from encml.tensor.handlers.lookup import ARRANGED, ONE_HOT, Arranged, memory_of
@@ -126,6 +128,43 @@ def _place(x: SharedTensor, dim: int | None, keepdim: bool, way: int) -> SharedT
     payload, rest, kept = _columns(x, dim)
     hot = ordering.winner(x.session.parties, payload if way > 0 else -payload, operation="argmax")
     return _index(x, hot, kept if keepdim else rest)
+
+
+# Running -----------------------------------------------------------------------------------------------------------
+
+
+def cummax(x: SharedTensor, dim: int) -> tuple[SharedTensor, SharedTensor]:
+    """cummax: (largest so far, where it stood last). 10 log2 k rounds, 38.8 k log2 k B a party and column."""
+    return _running(x, dim, 1)
+
+
+def cummin(x: SharedTensor, dim: int) -> tuple[SharedTensor, SharedTensor]:
+    """cummin"""
+    return _running(x, dim, -1)
+
+
+def _running(x: SharedTensor, dim: int, way: int) -> tuple[SharedTensor, SharedTensor]:
+    """Prefixes of doubling length: what stands ``span`` before wins if it is larger (Hillis and Steele 1986)."""
+    value, parties, place = secret(x), x.session.parties, axis(x, dim)
+    payload = value.replicate()
+    columns = payload.movedim(place, 1) if x.ndim else payload[:, None]
+    k = columns.shape[1]
+    numbers = torch.arange(k).view(k, *(1,) * (columns.ndim - 2)).expand(columns.shape[1:]).contiguous()
+    best = torch.stack([columns if way > 0 else -columns, public(parties, numbers)], 1)
+    span = 1
+    while span < k and best.numel():
+        earlier, later = best[:, :, : k - span], best[:, :, span:]
+        bits = unpacked(comparison.negative(parties, later[:, 0] - earlier[:, 0], operation="cummax"))
+        both = packed(bits[:, None].expand(-1, 2, *bits.shape[1:]))
+        better = later + comparison.select(parties, both, earlier - later, "cummax")
+        best, span = torch.cat([best[:, :, :span], better], 2), 2 * span
+
+    def back(terms: Tensor) -> Tensor:
+        return (terms.movedim(1, place) if x.ndim else terms[:, 0]).contiguous()
+
+    found, places = best.unbind(1)
+    index = Secret(x.session, 0, payload=back(places))
+    return wrap(value.like(back(found if way > 0 else -found)), x.dtype), wrap(index, torch.int64)
 
 
 # By rank ----------------------------------------------------------------------------------------------------------

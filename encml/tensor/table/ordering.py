@@ -60,6 +60,8 @@ HANDLERS: dict[Any, Callable[..., Any]] = {
     aten.aminmax.default: ordering.aminmax,
     aten.argmax.default: ordering.argmax,
     aten.argmin.default: ordering.argmin,
+    aten.cummax.default: ordering.cummax,
+    aten.cummin.default: ordering.cummin,
     # By rank
     aten.sort.default: ordering.sort,
     aten.sort.stable: ordering.sort_stable,
