@@ -134,15 +134,18 @@ def _length(x: SharedTensor, dims: Any, keepdim: bool) -> Tensor:
     return result
 
 
-def _by_length(
-    function: Callable[..., Tensor], ours: Callable[..., tuple[Any, Any, bool] | None]
-) -> Callable[..., Tensor]:
-    """``function``, but where ``ours`` of its arguments gives (x, dims, keepdim), their Euclidean length."""
+def _by_length(function: Callable[..., Tensor], ours: Callable[..., Any]) -> Callable[..., Tensor]:
+    """Our norm for order 2 and others above 1, where ``ours`` of the arguments gives (x, order, dims, keepdim).
+
+    Else ``function``. PyTorch's derivatives of those would divide by powers of the norm that fixed point does not hold.
+    """
 
     def norm(*args: Any, **kwargs: Any) -> Tensor:
-        asked = ours(*args, **kwargs)
-        if asked is not None and isinstance(asked[0], SharedTensor):
-            return _length(*asked)
+        x, order, dims, keepdim = ours(*args, **kwargs) or (None, None, None, False)
+        if isinstance(x, SharedTensor) and order == 2:
+            return _length(x, dims, keepdim)
+        if isinstance(x, SharedTensor) and isinstance(order, int | float) and 1 < order < math.inf:
+            return vectors.by_largest(x, order, dims, keepdim)
         with torch._C.DisableTorchFunctionSubclass():
             return function(*args, **kwargs)
 
@@ -150,25 +153,31 @@ def _by_length(
 
 
 def _of_vectors(x: Tensor, ord: Any = 2, dim: Any = None, keepdim: bool = False, **others: Any) -> Any:
-    return (x, dim, keepdim) if ord == 2 and not others else None
+    return None if others else (x, ord, dim, keepdim)
 
 
 def _of_any(
     input: Tensor, p: Any = "fro", dim: Any = None, keepdim: bool = False, out: Any = None, dtype: Any = None
 ) -> Any:
-    return (input, dim, keepdim) if p in (None, "fro", 2) and out is None and dtype is None else None
+    return (input, 2 if p in (None, "fro") else p, dim, keepdim) if out is None and dtype is None else None
 
 
 def _of_tensors(A: Tensor, ord: Any = None, dim: Any = None, keepdim: bool = False, **others: Any) -> Any:
-    return (A, dim, keepdim) if ord is None and not others else None
+    return (A, 2, dim, keepdim) if ord is None and not others else None
 
 
 def _of_distances(x1: Tensor, x2: Tensor, p: float = 2.0, eps: float = 1e-6, keepdim: bool = False) -> Any:
-    return (x1 - x2 + eps, -1, keepdim) if p == 2 else None
+    return x1 - x2 + eps, p, -1, keepdim
 
 
 def _of_differences(input: Tensor, other: Tensor, p: float = 2) -> Any:
-    return (input - other, None, False) if p == 2 else None
+    return input - other, p, None, False
+
+
+def cdist(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: str | None = None) -> Tensor:
+    """torch.cdist by differences: by products of matrices, which it may use else, small distances lose their digits."""
+    with torch._C.DisableTorchFunctionSubclass():
+        return torch.cdist(x1, x2, p, "donot_use_mm_for_euclid_dist")
 
 
 FUNCTIONS: dict[Any, Callable[..., Any]] = {
@@ -183,4 +192,5 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
     torch.Tensor.norm: _by_length(torch.Tensor.norm, lambda x, *args, **kwargs: _of_any(x, *args, **kwargs)),
     F.pairwise_distance: _by_length(F.pairwise_distance, _of_distances),
     torch.dist: _by_length(torch.dist, _of_differences),
+    torch.cdist: cdist,
 }

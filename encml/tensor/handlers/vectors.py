@@ -89,7 +89,8 @@ def vector_norm(
 ) -> SharedTensor:
     """linalg_vector_norm. Order 2: 30 rounds, 0.2 kB a party and result, off by 2 ulp or 2^-15 of it; below 2^14.
 
-    Orders 1, inf, -inf and 0 by absolute values, comparisons and sums; others by powers.
+    Orders 1, inf, -inf and 0 by absolute values, comparisons and sums; others from 1 on by powers of what the elements
+    are of the largest one, which neither overflow nor vanish; orders below 1 by their powers.
     """
     target = supported_dtype(x, dtype or x.dtype)
     if order == 2:
@@ -102,9 +103,21 @@ def vector_norm(
         result = torch.sum(sizes, chosen, keepdim)
     elif math.isinf(order):
         result = (torch.amax if order > 0 else torch.amin)(sizes, chosen, keepdim)
+    elif order > 1:
+        result = by_largest(x, float(order), dims, keepdim)
     else:
         result = sizes.pow(order).sum(chosen, keepdim).pow(1 / order)
     return wrap(secret(result), target)
+
+
+def by_largest(x: SharedTensor, order: float, dims: Dims, keepdim: bool) -> Tensor:
+    """max |x| times the norm of x / max |x|. Differentiable: what the maximum is made of does not matter."""
+    if not x.numel():
+        return x.abs().sum(None if dims is None else _listed(dims), keepdim)
+    sizes, chosen = x.abs(), (None if dims is None else _listed(dims)) or list(range(x.ndim))
+    largest = sizes.detach().amax(chosen, True).clamp(min=2.0**-x.session.fraction_bits)
+    result = (sizes / largest).pow(order).sum(chosen, True).pow(1 / order) * largest
+    return result if keepdim or not x.ndim else result.squeeze(chosen)
 
 
 def norm(x: SharedTensor, order: Number | None, dims: Dims = None, keepdim: bool = False) -> SharedTensor:
