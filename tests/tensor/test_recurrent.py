@@ -31,7 +31,7 @@ SHAPES: list[dict[str, Any]] = [
     {},
     {"batch_first": True},
     {"bias": False},
-    {"num_layers": 2},
+    {"num_layers": 3},
     {"bidirectional": True},
     {"bidirectional": True, "num_layers": 2, "batch_first": True},
 ]
@@ -128,6 +128,20 @@ def test_plain_inputs_and_plain_weights() -> None:
     module, x = network(nn.LSTM, 3, 4), grid(3, 2, 3)
     near(encml.share(module)(x)[0].reveal(), module(x)[0], ULPS)
     near(module(encml.share(x))[0].reveal(), module(x)[0], ULPS)
+
+
+@KIND
+@pytest.mark.parametrize("length", [1, 2, 5])
+def test_more_layers_than_steps_and_fewer(kind: Any, settings: dict[str, Any], length: int) -> None:
+    module_matches(network(kind, 3, 4, 3, **settings), grid(length, 2, 3), ulps=ULPS, grad_ulps=GRAD_ULPS)
+
+
+def test_rounds_of_layers(session: Session) -> None:
+    """Layers work at the same time, each a step behind the one below."""
+    module, x = encml.share(network(nn.LSTM, 8, 4, 3)), encml.share(grid(5, 1, 8))
+    with session.ledger.measure() as spent, torch.no_grad():
+        module(x)[0].reveal()
+    assert spent[0].rounds == (5 + 3 - 1) * 47 + 1
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def masked_fill(x: Tensor, mask: Tensor, value: Any) -> Tensor:
     with torch._C.DisableTorchFunctionSubclass():
         result = x.masked_fill(mask, _lowest(x))
     if isinstance(result, SharedTensor) and not isinstance(mask, SharedTensor):
-        secret(result).keep(HIDDEN, mask.expand(result.shape))
+        secret(result).keep(HIDDEN, mask.expand(result.shape).clone())
     return result
 
 

@@ -5,6 +5,7 @@ What matters between parties is the number of rounds, and so the number of steps
 * the inputs of all time steps are projected in one matrix product, which stays pending: its truncation is that of the
   hidden state's product, which it is added to;
 * both directions of a bidirectional layer are one computation: the second one reads every sequence backwards;
+* layers of one direction work at the same time, each a step behind the one below;
 * tanh(g) = 2 sigmoid(2 g) - 1, so the four gates of an LSTM are one sigmoid, their weights for g doubled beforehand.
 
 A time step of an LSTM takes the settling of its gates (3 rounds), a sigmoid, the cell (3), a tanh, the output (3).
@@ -26,12 +27,13 @@ from encml.errors import InvalidTensor
 from encml.tensor.functions.common import settle_together
 
 _States = tuple[Tensor, ...]
-"""The hidden state (D, B, H), for an LSTM followed by the cell (D, B, C); D directions."""
+"""The hidden state (D, B, H), for an LSTM followed by the cell (D, B, C), of D lanes: directions or layers."""
+_ALL = slice(None)
 
 
 @dataclass(frozen=True, slots=True)
 class _Weights:
-    """The parameters of one direction of one layer: of the input, of the hidden state, and of its projection."""
+    """The parameters of one lane: of the input, of the hidden state, and of its projection."""
 
     ih: Tensor
     hh: Tensor
@@ -49,62 +51,62 @@ class _Weights:
 
 
 class _Cell(Protocol):
-    def inputs(self, direction: int, x: Tensor) -> Tensor:
-        """What the inputs (N, I) of all steps contribute, (N, G)."""
+    def inputs(self, lane: int, x: Tensor) -> Tensor:
+        """What the inputs (N, I) of any number of steps contribute, (N, G)."""
 
-    def step(self, x: Tensor, states: _States) -> _States:
-        """The next states from the contribution (D, b, G) of a step's inputs."""
+    def step(self, x: Tensor, states: _States, lanes: slice = _ALL) -> _States:
+        """The next states of some lanes, from the contributions (D, b, G) of their inputs."""
 
 
 class _Lstm:
     """i, f, g, o = the gates; c' = f c + i g; h' = o tanh(c'), times w_hr^T if there is one."""
 
-    def __init__(self, directions: Sequence[_Weights]) -> None:
-        size = len(directions[0].ih) // 4
-        doubled = torch.ones(4 * size, dtype=directions[0].ih.dtype)
+    def __init__(self, lanes: Sequence[_Weights]) -> None:
+        size = len(lanes[0].ih) // 4
+        doubled = torch.ones(4 * size, dtype=lanes[0].ih.dtype)
         doubled[2 * size : 3 * size] = 2
-        self._ih = [w.ih * doubled[:, None] for w in directions]
-        self._bias = [None if w.b_ih is None else _sum(w.b_ih, w.b_hh) * doubled for w in directions]
-        self._hh = torch.stack([w.hh * doubled[:, None] for w in directions]).transpose(1, 2)
-        projections = [w.hr for w in directions if w.hr is not None]
+        self._ih = [w.ih * doubled[:, None] for w in lanes]
+        self._bias = [None if w.b_ih is None else _sum(w.b_ih, w.b_hh) * doubled for w in lanes]
+        self._hh = torch.stack([w.hh * doubled[:, None] for w in lanes]).transpose(1, 2)
+        projections = [w.hr for w in lanes if w.hr is not None]
         self._hr = torch.stack(projections).transpose(1, 2) if projections else None
 
-    def inputs(self, direction: int, x: Tensor) -> Tensor:
-        return F.linear(x, self._ih[direction], self._bias[direction])
+    def inputs(self, lane: int, x: Tensor) -> Tensor:
+        return F.linear(x, self._ih[lane], self._bias[lane])
 
-    def step(self, x: Tensor, states: _States) -> _States:
+    def step(self, x: Tensor, states: _States, lanes: slice = _ALL) -> _States:
         hidden, cell = states
-        i, f, g, o = torch.sigmoid(torch.baddbmm(x, hidden, self._hh)).chunk(4, -1)
+        i, f, g, o = torch.sigmoid(torch.baddbmm(x, hidden, self._hh[lanes])).chunk(4, -1)
         cell = f * cell + i * (2 * g - 1)
         hidden = o * torch.tanh(cell)
-        return (hidden if self._hr is None else torch.bmm(hidden, self._hr)), cell
+        return (hidden if self._hr is None else torch.bmm(hidden, self._hr[lanes])), cell
 
 
 class _Gru:
     """r, z = the gates; n = tanh(x_n + r h_n); h' = n + z (h - n)."""
 
-    def __init__(self, directions: Sequence[_Weights]) -> None:
-        self._size = len(directions[0].ih) // 3
-        self._directions = directions
-        self._gates = torch.stack([w.hh[: -self._size] for w in directions]).transpose(1, 2)
-        self._new = torch.stack([w.hh[-self._size :] for w in directions]).transpose(1, 2)
-        biases = [w.b_hh for w in directions if w.b_hh is not None]
+    def __init__(self, lanes: Sequence[_Weights]) -> None:
+        self._size = len(lanes[0].ih) // 3
+        self._lanes = lanes
+        self._gates = torch.stack([w.hh[: -self._size] for w in lanes]).transpose(1, 2)
+        self._new = torch.stack([w.hh[-self._size :] for w in lanes]).transpose(1, 2)
+        biases = [w.b_hh for w in lanes if w.b_hh is not None]
         self._bias = torch.stack([b[-self._size :] for b in biases])[:, None] if biases else None
 
-    def inputs(self, direction: int, x: Tensor) -> Tensor:
-        w = self._directions[direction]
+    def inputs(self, lane: int, x: Tensor) -> Tensor:
+        w = self._lanes[lane]
         bias = w.b_ih
         if w.b_hh is not None:
             bias = _sum(bias, torch.cat([w.b_hh[: -self._size], torch.zeros(self._size, dtype=x.dtype)]))
         return F.linear(x, w.ih, bias)
 
-    def step(self, x: Tensor, states: _States) -> _States:
+    def step(self, x: Tensor, states: _States, lanes: slice = _ALL) -> _States:
         (hidden,) = states
         gates, new = x[..., : -self._size], x[..., -self._size :]
-        gates = torch.baddbmm(gates, hidden, self._gates)
-        from_hidden = torch.bmm(hidden, self._new)
+        gates = torch.baddbmm(gates, hidden, self._gates[lanes])
+        from_hidden = torch.bmm(hidden, self._new[lanes])
         if self._bias is not None:
-            from_hidden = from_hidden + self._bias
+            from_hidden = from_hidden + self._bias[lanes]
         settle_together(gates, from_hidden)
         r, z = torch.sigmoid(gates).chunk(2, -1)
         new = torch.tanh(new + r * from_hidden)
@@ -114,16 +116,16 @@ class _Gru:
 class _Rnn:
     """h' = activation(x + W h)"""
 
-    def __init__(self, activation: Callable[[Tensor], Tensor], directions: Sequence[_Weights]) -> None:
-        self._activation, self._directions = activation, directions
-        self._hh = torch.stack([w.hh for w in directions]).transpose(1, 2)
+    def __init__(self, activation: Callable[[Tensor], Tensor], lanes: Sequence[_Weights]) -> None:
+        self._activation, self._lanes = activation, lanes
+        self._hh = torch.stack([w.hh for w in lanes]).transpose(1, 2)
 
-    def inputs(self, direction: int, x: Tensor) -> Tensor:
-        w = self._directions[direction]
+    def inputs(self, lane: int, x: Tensor) -> Tensor:
+        w = self._lanes[lane]
         return F.linear(x, w.ih, None if w.b_ih is None else _sum(w.b_ih, w.b_hh))
 
-    def step(self, x: Tensor, states: _States) -> _States:
-        return (self._activation(torch.baddbmm(x, states[0], self._hh)),)
+    def step(self, x: Tensor, states: _States, lanes: slice = _ALL) -> _States:
+        return (self._activation(torch.baddbmm(x, states[0], self._hh[lanes])),)
 
 
 _MakeCell = Callable[[Sequence[_Weights]], _Cell]
@@ -141,7 +143,10 @@ def _sum(a: Tensor | None, b: Tensor | None) -> Tensor:
 def _layer(
     cell: _Cell, x: Tensor, sizes: Sequence[int], states: _States, backwards: Tensor | None
 ) -> tuple[Tensor, _States]:
-    """One layer over packed data (N, I), sizes[t] rows for step t: packed hidden states (N, D H), last states."""
+    """One layer over packed data (N, I), sizes[t] rows for step t: packed hidden states (N, D H), last states.
+
+    ``backwards``: for two directions, where the second one finds its inputs.
+    """
     contributions = [cell.inputs(0, x)]
     if backwards is not None:
         contributions.append(cell.inputs(1, x)[backwards])
@@ -163,6 +168,40 @@ def _layer(
     return torch.cat([output[0], output[1][backwards]], -1), last
 
 
+def _layers_at_once(
+    cell: _Cell, x: Tensor, length: int, states: _States, between: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, _States]:
+    """All layers of one direction over (length * B, I): the last one's hidden states (length * B, H), last states.
+
+    Layer l does step t while layer l + 1 does step t - 1, so length + layers - 1 steps wait for one another.
+    ``between`` is applied to what goes from one layer to the next.
+    """
+    layers, batch = states[0].shape[:2]
+    contributions = cell.inputs(0, x).reshape(length, batch, -1)
+    now = tuple(state[:1] for state in states)
+    below: Tensor | None = None
+    hidden: list[Tensor] = []
+    ended: list[_States] = []
+    for tick in range(length + layers - 1):
+        low, high = max(0, tick + 1 - length), min(tick, layers - 1)
+        given = [contributions[tick]] if low == 0 else []
+        if below is not None:
+            # ``below`` starts at the first layer that worked in the last tick.
+            first = max(0, tick - length)
+            given += [cell.inputs(layer, between(below[layer - 1 - first])) for layer in range(max(low, 1), high + 1)]
+        now = cell.step(torch.stack(given), now, slice(low, high + 1))
+        below = now[0]
+        if high == layers - 1:
+            hidden.append(below[-1])
+        if tick + 1 >= length:
+            ended.append(tuple(state[:1] for state in now))
+            now = tuple(state[1:] for state in now)
+        if tick + 1 < layers:
+            fresh = (state[tick + 1 : tick + 2] for state in states)
+            now = tuple(torch.cat(pair) for pair in zip(now, fresh, strict=True))
+    return torch.cat(hidden), tuple(torch.cat(parts) for parts in zip(*ended, strict=True))
+
+
 def _network(
     make: _MakeCell,
     x: Tensor,
@@ -179,13 +218,19 @@ def _network(
     directions = 2 if bidirectional else 1
     each = len(parameters) // (layers * directions)
     weights = [_Weights.of(parameters[i : i + each], biases) for i in range(0, len(parameters), each)]
+
+    def between(hidden: Tensor) -> Tensor:
+        return F.dropout(hidden, dropout, train) if dropout and train else hidden
+
+    if layers > 1 and not bidirectional and sizes[0] == sizes[-1]:
+        return _layers_at_once(make(weights), x, len(sizes), states, between)
     backwards = _backwards(sizes) if bidirectional else None
     ends: list[_States] = []
     for layer in range(layers):
-        if layer and dropout and train:
-            x = F.dropout(x, dropout, train)
         here = slice(layer * directions, (layer + 1) * directions)
-        x, last = _layer(make(weights[here]), x, sizes, tuple(state[here] for state in states), backwards)
+        x, last = _layer(
+            make(weights[here]), between(x) if layer else x, sizes, tuple(state[here] for state in states), backwards
+        )
         ends.append(last)
     return x, tuple(torch.cat(parts) for parts in zip(*ends, strict=True))
 
@@ -274,7 +319,7 @@ def unpack(
 
 
 def _rnn_of(activation: Callable[[Tensor], Tensor]) -> _MakeCell:
-    return lambda directions: _Rnn(activation, directions)
+    return lambda lanes: _Rnn(activation, lanes)
 
 
 _TANH, _RELU = _rnn_of(torch.tanh), _rnn_of(torch.relu)
