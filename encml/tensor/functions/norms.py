@@ -89,9 +89,9 @@ def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -
     """F.cosine_similarity: both vectors are divided by their lengths, then multiplied. Rounds as ``normalize``."""
     if not x1.ndim and not x2.ndim:
         return cosine_similarity(x1[None], x2[None], 0, eps)[()]
+    if x1.shape != x2.shape:
+        x1, x2 = torch.broadcast_tensors(x1, x2)  # type: ignore[no-untyped-call]
     if isinstance(x1, SharedTensor) and isinstance(x2, SharedTensor):
-        if x1.shape != x2.shape:
-            x1, x2 = torch.broadcast_tensors(x1, x2)  # type: ignore[no-untyped-call]
         first, second = _unit(torch.stack([x1, x2]), dim + 1 if dim >= 0 else dim).unbind(0)
     else:
         first, second = _unit(x1, dim), _unit(x2, dim)
