@@ -20,11 +20,15 @@ def product(parties: Parties, f: Bilinear, x: Tensor, y: Tensor) -> Tensor:
     z_i = f(x_i, y_i + y_{i+1}) + f(x_{i+1}, y_i)
     (Araki et al. 2016; the sum over i has each of the nine cross terms once). z_i depends on party i's
     shares and is not to be sent as it is: follow with ``Parties.reshare`` (1 round, 8 B per output and party,
-    whatever the inner dimension) or ``truncate_rows``, which mask it.
+    whatever the inner dimension) or ``truncate_rows``, which mask it. The sum is formed of the smaller factor, which
+    changes nothing: z_i = f(x_i + x_{i+1}, y_i) + f(x_i, y_{i+1}) is the same.
     """
     rows: Tensor | None = None
     for i, ((own_x, next_x), (own_y, next_y)) in enumerate(zip(parties.held(x), parties.held(y), strict=True)):
-        one, two = f(own_x, own_y + next_y), f(next_x, own_y)
+        if own_x.numel() < own_y.numel():
+            one, two = f(own_x + next_x, own_y), f(own_x, next_y)
+        else:
+            one, two = f(own_x, own_y + next_y), f(next_x, own_y)
         if rows is None:
             rows = room(parties.here, one)
         torch.add(one, two, out=rows[i])

@@ -19,6 +19,7 @@ from encml.ring.kernels import (
     convolve,
     input_gradient,
     look_up,
+    matmul,
     put_back,
     sum_pool,
     sum_pool_gradient,
@@ -239,3 +240,30 @@ def test_adaptive_places(size: int, output: int) -> None:
     means = (look_up(x, [table]) * real).sum(-1) / real.sum(-1)
     torch.testing.assert_close(means.double(), F.adaptive_avg_pool1d(x.double(), output), rtol=1e-6, atol=1e-6)
     assert torch.equal(look_up(x, [table]).amax(-1), F.adaptive_max_pool1d(x.double(), output).long())
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 5), st.integers(0, 40), st.integers(0, 40), st.booleans(), st.booleans())
+def test_matrix_products(m: int, k: int, n: int, left: bool, right: bool) -> None:
+    """Whatever is transposed in memory; wrapped around, by the definition."""
+    x = large((k, m), 1).t() if left else large((m, k), 1)
+    y = large((n, k), 2).t() if right else large((k, n), 2)
+    expected = (x[:, :, None] * y[None]).sum(1)
+    assert torch.equal(matmul(x, y), expected)
+    if n:
+        assert torch.equal(matmul(x, y[:, 0]), expected[:, 0])
+        assert torch.equal(matmul(x[None].expand(3, m, k), y), expected.expand(3, m, n))
+
+
+@pytest.mark.parametrize(("m", "k", "n"), [(3, 2100, 131), (1, 1025, 65), (64, 30, 10)])
+def test_large_matrix_products(m: int, k: int, n: int) -> None:
+    x, y = large((m, k), 1), large((n, k), 2)
+    expected = torch.stack([(row * y).sum(1) for row in x])
+    assert torch.equal(matmul(x, y.t()), expected)
+    assert torch.equal(matmul(x, y.t().contiguous()), expected)
+    assert torch.equal(matmul(x[:, ::2], y[:, ::2].t()), torch.stack([(row * y)[:, ::2].sum(1) for row in x]))
+
+
+def test_matrix_products_of_unfit_shapes() -> None:
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        matmul(small((2, 3), 1), small((4, 5), 2))

@@ -4,6 +4,7 @@ All tensors are int64. Products and sums wrap modulo 2^64, as the ring wants.
 """
 
 from encml.ring.kernels.convolve import convolution, input_gradient, weight_gradient
+from encml.ring.kernels.matrices import matmul
 from encml.ring.kernels.pooling import (
     adaptive_places,
     look_up,
@@ -18,6 +19,7 @@ __all__ = [
     "convolution",
     "input_gradient",
     "look_up",
+    "matmul",
     "put_back",
     "sum_pool",
     "sum_pool_gradient",

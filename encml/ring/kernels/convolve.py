@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from encml.ring.kernels import loops
-from encml.ring.kernels.loops import Array, Three
+from encml.ring.kernels.loops import Three, flat, rows
 
 Sizes = Sequence[int]
 """One number for every spatial dimension."""
@@ -97,7 +97,7 @@ def weight_gradient(
             upstream = block.by_channel(gradient, group, plan, buffers)
             for tile in plan.tiles(block, group):
                 patches = tile.patches(images, buffers)
-                loops.add_dots(*_rows(upstream), *_rows(patches), block.places, total[group, :, tile.columns].numpy())
+                loops.add_dots(*rows(upstream), *rows(patches), block.places, total[group, :, tile.columns].numpy())
     return weight
 
 
@@ -175,7 +175,7 @@ class _Tile:
         plan, block = self.plan, self.block
         channel = self.group * plan.inner + self.channel
         loops.lay(
-            _flat(patches), _flat(images), tuple(images.shape), block.image, channel, block.images, self.channels,
+            flat(patches), flat(images), tuple(images.shape), block.image, channel, block.images, self.channels,
             block.first, block.output, plan.kernel, *plan.steps, back,
         )  # fmt: skip
         return patches
@@ -238,7 +238,7 @@ class _Plan:
     def depthwise_into(self, direction: int, images: Tensor, weight: Tensor, result: Tensor) -> None:
         """See ``loops.depthwise``; what is written must be contiguous."""
         loops.depthwise(
-            _flat(images), tuple(images.shape), _flat(weight), _flat(result), len(weight), self.output, self.kernel,
+            flat(images), tuple(images.shape), flat(weight), flat(result), len(weight), self.output, self.kernel,
             *self.steps, direction,
         )  # fmt: skip
 
@@ -271,17 +271,6 @@ def _three(values: Sizes, missing: int) -> Three:
     """One to three numbers as three, ``missing`` in front."""
     a, b, c = (*(missing,) * (3 - len(values)), *(int(v) for v in values))
     return a, b, c
-
-
-def _flat(x: Tensor) -> Array:
-    flat: Array = x.reshape(-1).numpy()
-    return flat
-
-
-def _rows(matrix: Tensor) -> tuple[Array, int]:
-    """A matrix with adjacent columns, as its memory and how far apart its rows are."""
-    step = matrix.stride(0)
-    return _flat(matrix.as_strided((step * (len(matrix) - 1) + matrix.shape[1],), (1,))), step
 
 
 def _solid(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The inner loops of convolutions, compiled.
+"""The inner loops of convolutions and matrix products, compiled.
 
 All is int64 and flat, in order of memory: images stand for (N, C, D, H, W), weights for (O, C / groups, d, h, w). What
 lies outside an image is zero. At tap t of a window, output place q looks at place q * stride + t * dilation -
@@ -14,6 +14,7 @@ from typing import Any
 import numba
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 Array = npt.NDArray[np.int64]
 Three = tuple[int, int, int]
@@ -23,7 +24,9 @@ _compiled: Callable[[Any], Any] = numba.njit(cache=True, nogil=True)
 _inlined: Callable[[Any], Any] = numba.njit(cache=True, nogil=True, inline="always")
 
 
-ONE, TWO, THREE, FOUR = np.uint64(1), np.uint64(2), np.uint64(3), np.uint64(4)
+_DEPTH, _ROWS = 1024, 64
+"""How much of how many rows of a matrix is kept in the cache: 512 KiB."""
+_ONE, _TWO, _THREE, _FOUR = np.uint64(1), np.uint64(2), np.uint64(3), np.uint64(4)
 
 
 @_inlined
@@ -47,10 +50,10 @@ def _copy(to: Array, start: int, source: Array, first: int, step: int, count: in
     if step == 1:
         fours = np.uint64(count // 4)
         for _ in range(fours):
-            a, b, c, d = source[origin], source[origin + ONE], source[origin + TWO], source[origin + THREE]
-            to[place], to[place + ONE], to[place + TWO], to[place + THREE] = a, b, c, d
-            place += FOUR
-            origin += FOUR
+            a, b, c, d = source[origin], source[origin + _ONE], source[origin + _TWO], source[origin + _THREE]
+            to[place], to[place + _ONE], to[place + _TWO], to[place + _THREE] = a, b, c, d
+            place += _FOUR
+            origin += _FOUR
         for q in range(np.uint64(count % 4)):
             to[place + q] = source[origin + q]
     else:
@@ -151,27 +154,34 @@ def swap(source: Array, target: Array) -> None:
 
 @_compiled
 def add_dots(left: Array, left_step: int, right: Array, right_step: int, length: int, total: Array) -> None:
-    """total (m, n) += left (m, length) @ right (n, length)^T, with rows so many elements apart. Two by two rows."""
+    """total (m, n) += left (m, length) @ right (n, length)^T, with rows so many elements apart.
+
+    Two by two rows at a time, and as much of the right-hand ones together as stays in the cache.
+    """
     m, n = total.shape
-    for i in range(0, m, 2):
-        for j in range(0, n, 2):
-            # The last odd row or column goes with itself; what it gives twice is written once.
-            below, beside = min(i + 1, m - 1), min(j + 1, n - 1)
-            a, b = np.uint64(i * left_step), np.uint64(below * left_step)
-            c, d = np.uint64(j * right_step), np.uint64(beside * right_step)
-            s00 = s01 = s10 = s11 = np.int64(0)
-            for k in range(np.uint64(length)):
-                s00 += left[a + k] * right[c + k]
-                s01 += left[a + k] * right[d + k]
-                s10 += left[b + k] * right[c + k]
-                s11 += left[b + k] * right[d + k]
-            total[i, j] += s00
-            if beside > j:
-                total[i, beside] += s01
-            if below > i:
-                total[below, j] += s10
-            if below > i and beside > j:
-                total[below, beside] += s11
+    for start in range(0, length, _DEPTH):
+        stop = min(start + _DEPTH, length)
+        for first in range(0, n, _ROWS):
+            last = min(first + _ROWS, n)
+            for i in range(0, m, 2):
+                for j in range(first, last, 2):
+                    # The last odd row or column goes with itself; what it gives twice is written once.
+                    below, beside = min(i + 1, m - 1), min(j + 1, last - 1)
+                    a, b = np.uint64(i * left_step + start), np.uint64(below * left_step + start)
+                    c, d = np.uint64(j * right_step + start), np.uint64(beside * right_step + start)
+                    s00 = s01 = s10 = s11 = np.int64(0)
+                    for k in range(np.uint64(stop - start)):
+                        s00 += left[a + k] * right[c + k]
+                        s01 += left[a + k] * right[d + k]
+                        s10 += left[b + k] * right[c + k]
+                        s11 += left[b + k] * right[d + k]
+                    total[i, j] += s00
+                    if beside > j:
+                        total[i, beside] += s01
+                    if below > i:
+                        total[below, j] += s10
+                    if below > i and beside > j:
+                        total[below, beside] += s11
 
 
 @_compiled
@@ -211,3 +221,15 @@ def depthwise(
                                 else:
                                     weight[tap] += _dot(result, row, x, seen, stride[2], high - low)
                         tap += 1
+
+
+def flat(x: Tensor) -> Array:
+    """A tensor's elements in order of memory, as an array: its own memory if it is contiguous."""
+    array: Array = x.reshape(-1).numpy()
+    return array
+
+
+def rows(matrix: Tensor) -> tuple[Array, int]:
+    """A matrix whose columns are adjacent in memory, as that memory and how far apart its rows are."""
+    step = matrix.stride(0) if len(matrix) > 1 else matrix.shape[1]
+    return flat(matrix.as_strided((step * (len(matrix) - 1) + matrix.shape[1],), (1,))), step

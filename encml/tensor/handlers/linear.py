@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from encml.errors import UnsupportedOperation
+from encml.ring import kernels
 from encml.tensor.handlers.arithmetic import scale
 from encml.tensor.handlers.common import (
     axis,
@@ -21,7 +22,7 @@ from encml.tensor.shared import SharedTensor, secret
 
 def matmul(x: Tensor, y: Tensor) -> SharedTensor:
     """mm, bmm, mv, dot: one ring element an output, whatever the inner dimension; pending."""
-    return wrap(bilinear(torch.matmul, x, y), result_dtype(x, y))
+    return wrap(bilinear(kernels.matmul, x, y), result_dtype(x, y))
 
 
 def sum_all(x: SharedTensor, *, dtype: torch.dtype | None = None) -> SharedTensor:

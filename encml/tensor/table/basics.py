@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from encml.ring import kernels
 from encml.tensor.handlers import algebra, arithmetic, compare, copies, creation, linear, logic, lookup, losses
 from encml.tensor.handlers.common import in_place
 from encml.tensor.refusals import refuse_values
@@ -49,9 +50,9 @@ HANDLERS: dict[Any, Callable[..., Any]] = {
     aten.mv.default: linear.matmul,
     aten.dot.default: linear.matmul,
     aten.vdot.default: linear.matmul,
-    aten.addmm.default: algebra.plus_product(torch.matmul),
-    aten.addmv.default: algebra.plus_product(torch.matmul),
-    aten.baddbmm.default: algebra.plus_product(torch.matmul),
+    aten.addmm.default: algebra.plus_product(kernels.matmul),
+    aten.addmv.default: algebra.plus_product(kernels.matmul),
+    aten.baddbmm.default: algebra.plus_product(kernels.matmul),
     aten.addr.default: algebra.plus_product(torch.outer),
     aten.addbmm.default: algebra.plus_product(algebra.batch_sum),
     aten.addcmul.default: algebra.addcmul,
