@@ -79,7 +79,7 @@ def _by_channel(rule: Callable[..., Tensor], unbatched: int | None = None) -> Ca
 
     def drop(input: SharedTensor, p: float, training: bool, inplace: bool = False) -> Tensor:
         lead = 1 if input.ndim == unbatched else 2
-        if input.ndim < lead:
+        if input.ndim < lead and training:
             raise RuntimeError(f"feature dropout takes at least {lead} dimensions, found {input.ndim}")
         return rule(input, (*input.shape[:lead], *(1,) * (input.ndim - lead)), p, training, inplace)
 
