@@ -143,12 +143,17 @@ def _winners(parties: Parties, values: Tensor, groups: list[range], bits: int, o
             conditions[j].append(place)
     facts = _all_of(parties, facts, conditions, operation)
     won = torch.empty((len(values), *values.shape[1:]), dtype=torch.uint8)
-    for members in groups:
-        others = members[:-1]
-        for i in others:
-            won[:, i] = facts[:, conditions[i][0]]
-        won[:, members[-1]] = inverted(parties, won[:, list(others)].sum(1, dtype=torch.uint8) & 1)
+    others = list(conditions)
+    won[:, others] = facts[:, [conditions[i][0] for i in others]]
+    mine = [place for place, members in enumerate(groups) for _ in members[:-1]]
+    won[:, [members[-1] for members in groups]] = inverted(parties, _parity(won[:, others], mine, len(groups)))
     return won
+
+
+def _parity(flags: Tensor, owners: Sequence[int], count: int) -> Tensor:
+    """The XOR of the flags (S, rows, n) of each of ``count`` owners: (S, count, n). No communication."""
+    sums = flags.new_zeros((len(flags), count, flags.shape[2]))
+    return sums.index_add_(1, torch.tensor(owners, dtype=torch.int64), flags) & 1
 
 
 def _all_of(parties: Parties, facts: Tensor, conditions: dict[int, list[int]], operation: str) -> Tensor:
@@ -192,9 +197,9 @@ def _follow(
     if gated:
         rows, by = [leaf for leaf, _ in gated], [i for _, i in gated]
         result[:, rows] = both(parties, hot[:, rows], won[:, by], operation)
-    for i in playing:
-        *others, last = leaves[i]
-        result[:, last] = won[:, i] ^ (result[:, others].sum(1, dtype=torch.uint8) & 1)
+    owners = {i: place for place, i in enumerate(playing)}
+    rest = _parity(result[:, [leaf for leaf, _ in gated]], [owners[i] for _, i in gated], len(playing))
+    result[:, [leaves[i][-1] for i in playing]] = won[:, playing] ^ rest
     return result
 
 

@@ -75,19 +75,19 @@ def chosen(*terms: tuple[Mask, Secret], operation: str) -> Secret:
     """
     first = terms[0][0]
     settle_all(*(value for _, value in terms if value.pending))
-    bits = max(value.fraction_bits for _, value in terms)
+    fraction_bits = max(value.fraction_bits for _, value in terms)
     if any(len(value.shape) > len(first.shape) for _, value in terms):
         factors = arithmetic_of([mask for mask, _ in terms], operation)
         products = (
-            product(first.session.parties, torch.mul, *broadcast(factor.terms, value.at_bits(bits)))
+            product(first.session.parties, torch.mul, *broadcast(factor.terms, value.at_bits(fraction_bits)))
             for factor, (_, value) in zip(factors, terms, strict=True)
         )
-        return Secret(first.session, bits, rows=torch.stack(list(products)).sum(0))
-    payloads = [to_order(expanded(value.at_bits(bits), first.shape), first.order) for _, value in terms]
-    summed = comparison.select(
-        first.session.parties, _stacked([mask for mask, _ in terms]), torch.stack(payloads, 1), operation, [len(terms)]
-    )
-    return Secret(first.session, bits, payload=from_order(summed[:, 0], first.order))
+        return Secret(first.session, fraction_bits, rows=torch.stack(list(products)).sum(0))
+    payloads = [to_order(expanded(value.at_bits(fraction_bits), first.shape), first.order) for _, value in terms]
+    together = payloads[0][:, None] if len(terms) == 1 else torch.stack(payloads, 1)
+    bits = _stacked([mask for mask, _ in terms])
+    summed = comparison.select(first.session.parties, bits, together, operation, [len(terms)])
+    return Secret(first.session, fraction_bits, payload=from_order(summed[:, 0], first.order))
 
 
 def below(*questions: tuple[Side, Side], operation: str = "compare") -> list[Mask]:
