@@ -95,7 +95,12 @@ MASKS: list[Callable[[Tensor], Tensor]] = [
     lambda x: torch.masked_fill(x, MASK, torch.finfo(x.dtype).min),
     lambda x: x.masked_fill(MASK[0], float("-inf")),
     lambda x: x.transpose(0, 1).masked_fill(MASK.t(), float("-inf")).transpose(0, 1),
+    lambda x: (x * 1).masked_fill_(MASK, -math.inf),
+    lambda x: x.masked_fill(MASK, torch.tensor(-math.inf)),
     lambda x: torch.where(MASK, torch.tensor(-math.inf, dtype=x.dtype), x),
+    lambda x: torch.where(~MASK, x, -math.inf),
+    lambda x: x.where(~MASK, torch.tensor(torch.finfo(x.dtype).min, dtype=x.dtype)),
+    lambda x: torch.where(~MASK[None], x, -math.inf)[0],
     lambda x: x + torch.zeros(3, 4, dtype=x.dtype).masked_fill(MASK, -math.inf),
     lambda x: x + torch.zeros(3, 4).masked_fill(MASK, torch.finfo(torch.float32).min),
 ]
@@ -107,6 +112,17 @@ def test_masks(mask: Callable[[Tensor], Tensor]) -> None:
     x = grid(3, 4, low=-3, high=3)
     matches(lambda x: mask(x).softmax(-1), x, ulps=SOFTMAX, grad_ulps=BACKWARD)
     matches(lambda x: mask(x).log_softmax(-1)[:, 2], x, ulps=2, grad_ulps=40)
+
+
+@pytest.mark.parametrize("mask", [MASKS[0], MASKS[4], MASKS[6], MASKS[7], MASKS[8]])
+def test_what_is_hidden_costs_no_exponential(mask: Callable[[Tensor], Tensor], session: Session) -> None:
+    x = encml.share(grid(3, 4))
+    hidden, full = mask(x), encml.share(grid(3, 4))
+    with session.ledger.measure() as less:
+        hidden.softmax(-1)
+    with session.ledger.measure() as more:
+        full.softmax(-1)
+    assert more[0].bytes_per_party - less[0].bytes_per_party > 100 * int(MASK.sum())
 
 
 def test_what_masked_fill_knows_is_forgotten_when_the_result_is_written_over() -> None:

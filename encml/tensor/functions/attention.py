@@ -68,16 +68,52 @@ def _lowest(x: SharedTensor) -> float:
     return -bound(x.session.fraction_bits) / 2
 
 
-def masked_fill(x: Tensor, mask: Tensor, value: Any) -> Tensor:
-    """masked_fill; with minus infinity by a public mask the result remembers what a softmax may leave out."""
-    if not isinstance(x, SharedTensor) or isinstance(value, Tensor) or value > torch.finfo(x.dtype).min:
+def _hides(x: Any, mask: Any, value: Any) -> bool:
+    """Whether ``value`` by a public mask takes entries of the secret x out of a softmax."""
+    if not isinstance(x, SharedTensor) or isinstance(mask, SharedTensor) or not x.is_floating_point():
+        return False
+    if isinstance(value, Tensor) and (isinstance(value, SharedTensor) or value.ndim):
+        return False
+    return bool(value <= torch.finfo(x.dtype).min)
+
+
+def _fill(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """masked_fill or masked_fill_: with minus infinity the result remembers what a softmax may leave out."""
+
+    def fill(x: Tensor, mask: Tensor, value: Any) -> Tensor:
+        hides = _hides(x, mask, value)
         with torch._C.DisableTorchFunctionSubclass():
-            return x.masked_fill(mask, value)
+            result = function(x, mask, _lowest(x) if hides and isinstance(x, SharedTensor) else value)
+        if hides and isinstance(result, SharedTensor):
+            secret(result).keep(HIDDEN, mask.expand(result.shape).clone())
+        return result
+
+    return fill
+
+
+masked_fill, masked_fill_ = _fill(torch.Tensor.masked_fill), _fill(torch.Tensor.masked_fill_)
+
+
+def where(condition: Tensor, *values: Any) -> Any:
+    """torch.where; minus infinity for one of the two is a masked_fill of the other."""
+    if len(values) == 2:
+        x, y = values
+        if _hides(x, condition, y) and _fits(condition, x):
+            return masked_fill(x, ~condition, y)
+        if _hides(y, condition, x) and _fits(condition, y):
+            return masked_fill(y, condition, x)
     with torch._C.DisableTorchFunctionSubclass():
-        result = x.masked_fill(mask, _lowest(x))
-    if isinstance(result, SharedTensor) and not isinstance(mask, SharedTensor):
-        secret(result).keep(HIDDEN, mask.expand(result.shape).clone())
-    return result
+        return torch.where(condition, *values)
+
+
+def _fits(mask: Tensor, x: Tensor) -> bool:
+    shape: torch.Size = torch.broadcast_shapes(mask.shape, x.shape)  # type: ignore[no-untyped-call]
+    return shape == x.shape
+
+
+def _where(x: Tensor, condition: Tensor, other: Any) -> Any:
+    """Tensor.where"""
+    return where(condition, x, other)
 
 
 def _weights(query: Tensor, key: Tensor, mask: _Mask, scale: float | None) -> Tensor:
@@ -224,7 +260,10 @@ def logaddexp(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _no_nested_tensors(*_: object) -> bool:
-    """Whether nn.TransformerEncoder may pack its input by lengths into a nested tensor: not secrets."""
+    """Whether nn.TransformerEncoder may pack its input by lengths into a nested tensor: not of secrets.
+
+    Its results in the padding, which mean nothing, are not 0 then.
+    """
     return False
 
 
@@ -237,6 +276,9 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
     _torch._nested_tensor_from_mask_left_aligned: _no_nested_tensors,
     torch.Tensor.masked_fill: masked_fill,
     torch.masked_fill: masked_fill,
+    torch.Tensor.masked_fill_: masked_fill_,
+    torch.where: where,
+    torch.Tensor.where: _where,
     torch.logsumexp: logsumexp,
     torch.special.logsumexp: logsumexp,
     torch.Tensor.logsumexp: logsumexp,
