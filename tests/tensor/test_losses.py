@@ -13,12 +13,14 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from party_threads import run_apart
 from reference import ULP, grid, matches, near
 from torch import Tensor, nn
 
 import encml
 from encml import Session, SharedTensor, UnsupportedOperation
 from encml.errors import InvalidTensor
+from encml.mpc.parties import Parties
 from encml.tensor.shared import secret
 
 Function = Callable[..., Any]
@@ -352,3 +354,63 @@ def test_logits_are_located_once(session: Session) -> None:
     before = session.ledger.total.rounds
     loss.backward()
     assert session.ledger.total.rounds - before <= 11
+
+
+# Real parties --------------------------------------------------------------------------------------------------------
+
+
+def _network() -> nn.Sequential:
+    """Made before the parties' threads start: PyTorch's generator is one for all of them."""
+    torch.manual_seed(1)
+    return nn.Sequential(
+        nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.GroupNorm(3, 3), nn.Flatten(), nn.LayerNorm(12),
+        nn.RMSNorm(12), nn.Linear(12, 3),
+    ).double()  # fmt: skip
+
+
+def _work(parties: Parties | None, model: nn.Module) -> list[SharedTensor]:
+    """Two steps of training through every norm, an evaluation, and one of each kind of loss."""
+
+    def own(values: Tensor, owner: int) -> SharedTensor:
+        knows = parties is None or parties.plays(owner)
+        return encml.share(values if knows else torch.zeros_like(values), owner=owner)
+
+    shared = encml.share(model)
+    x, labels = own(grid(4, 1, 4, 4), 0), own(torch.tensor([0, 2, 1, 1]), 2)
+    hot, a, b = own(F.one_hot(torch.tensor([0, 2, 1, 1])).double(), 1), own(X, 0).requires_grad_(), own(Y, 2)
+    optimizer = torch.optim.SGD(shared.parameters(), lr=0.1, momentum=0.9)
+    kept: list[Any] = []
+    for target in (labels, hot, torch.tensor([0, 2, 1, 1])):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(shared(x), target, label_smoothing=0.1)
+        loss.backward()
+        optimizer.step()
+        kept += [loss, *(p.grad for p in shared.parameters())]
+    losses = [
+        F.huber_loss(a, b), F.binary_cross_entropy_with_logits(a, b), F.nll_loss(a, LABELS),
+        F.soft_margin_loss(a, SIDES), F.triplet_margin_loss(a, b, b + 1), F.cosine_embedding_loss(a, b, SIDES[:, 0]), a.std(),
+        a.norm(3, dim=0).sum(),
+    ]  # fmt: skip
+    torch.stack(losses).sum().backward()
+    return [
+        *kept,
+        *losses,
+        a.grad,
+        shared.eval()(x),
+        *(t for t in shared.state_dict().values() if t.is_floating_point()),
+    ]
+
+
+def test_three_parties_apart_hold_the_shares_of_one_process() -> None:
+    model = _network()
+
+    def apart(parties: Parties) -> list[Tensor]:
+        with Session(parties.net, seed=77):
+            return [secret(x).settle().terms.clone() for x in _work(parties, model)]
+
+    with Session(seed=77):
+        together = [secret(x).settle().terms for x in _work(None, model)]
+    results, _ = run_apart(apart, 77)
+    for rank, found in enumerate(results):
+        for i, (ours, expected) in enumerate(zip(found, together, strict=True)):
+            assert torch.equal(ours, expected[[rank, (rank + 1) % 3]]), f"result {i} differs at party {rank}"
