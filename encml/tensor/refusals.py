@@ -41,7 +41,10 @@ _ADVICE = {
     **dict.fromkeys(("normal", "uniform", "random", "exponential", "cauchy", "geometric", "log_normal"), _NOISE),
     "native_dropout": "use F.dropout",
     **dict.fromkeys(("nonzero", "masked_select", "unique", "_unique2", "unique_consecutive", "unique_dim"), _COUNT),
-    **dict.fromkeys(("take", "put", "index_copy", "index_fill", "scatter_reduce", "index_reduce"), _LOOK_UP),
+    "mode": "count with F.one_hot(x, classes).sum(0), and take the argmax of the counts",
+    "embedding_renorm": "leave max_norm out, and scale the rows of the weight yourself",
+    **dict.fromkeys(("_embedding_bag", "_embedding_bag_forward_only"), "use F.embedding, and sum or average its rows"),
+    **dict.fromkeys(("index_copy", "index_fill", "scatter_reduce", "index_reduce"), _LOOK_UP),
     **dict.fromkeys(("smooth_l1_loss", "huber_loss"), "use the squared error, F.mse_loss"),
     **dict.fromkeys(("floor_divide", "remainder", "fmod", "floor", "ceil", "round", "trunc", "frac"), _NOT_YET),
 }

@@ -109,6 +109,25 @@ def test_assignment() -> None:
     near(x.reveal(), expected.scatter(0, i[None], grid(1, 2, seed=1)), 0)
 
 
+def test_assignment_by_a_mask() -> None:
+    a, b = grid(5, 4), grid(5, seed=1)
+    for mask in (a > 0, b > 0):
+        x, y = encml.share(a), a.clone()
+        x[encml.share(mask)] = 1.5
+        y[mask] = 1.5
+        near(x.reveal(), y, 0)
+        x.index_put_((encml.share(mask),), encml.share(torch.tensor(2.0)), accumulate=True)
+        y.index_put_((mask,), torch.tensor(2.0).double(), accumulate=True)
+        near(x.reveal(), y, 0)
+    x[:, encml.share(a[0] > 0)] = 0.0
+    y[:, a[0] > 0] = 0.0
+    near(x.reveal(), y, 0)
+    with pytest.raises(UnsupportedOperation, match="mask"):
+        x[encml.share(a > 0)] = torch.ones(3)
+    with pytest.raises((InvalidTensor, IndexError)):
+        x[encml.share(grid(3) > 0)] = 1.0
+
+
 def test_embedding_modules() -> None:
     module = nn.Embedding(7, 3, padding_idx=2)
     i = index(4, 5, below=7)

@@ -27,7 +27,8 @@ from encml.mpc.flags import inverted, packed, unpacked
 from encml.mpc.sharing import public
 from encml.mpc.sorting import Arrangement
 from encml.ring.layout import stack
-from encml.tensor.handlers.arithmetic import add_secrets, scale
+from encml.tensor.handlers.arithmetic import add, add_secrets, mul, scale
+from encml.tensor.handlers.choosing import masked_fill
 from encml.tensor.handlers.common import as_secret, axis, bilinear, by_public, session_of, wrap
 from encml.tensor.public import Number
 from encml.tensor.secret import Secret
@@ -41,6 +42,9 @@ ONE_HOT = "one-hot"
 """The name of a fact about an index: bits (places, elements), elements as in its contiguous memory."""
 ARRANGED = "arranged"
 """The name of a fact about an index: the ``Arranged`` that it describes."""
+
+
+_MASKS = "a secret mask does not say how many elements it picks: use torch.where, or write one number by x[mask] = 0"
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -85,7 +89,7 @@ def bits_of(index: SharedTensor, places: int, operation: str = "look_up") -> Sec
     if known is not None and known.shape == (places, elements):
         return known
     if index.dtype == torch.bool:
-        raise UnsupportedOperation("a secret mask does not index: its number of elements would show; use torch.where")
+        raise UnsupportedOperation(_MASKS)
     parties = index.session.parties
     payload, low = value.payload.flatten(1) if index.ndim else value.payload[:, None], value.fraction_bits
     last = public(parties, torch.tensor((places << low) - 1))[:, None]
@@ -272,15 +276,32 @@ def index_rows(x: Tensor, indices: Sequence[Tensor | None]) -> SharedTensor:
 def put_rows(
     x: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False, unsafe: bool = False
 ) -> SharedTensor:
-    """index_put with one secret index, which names no place twice unless values add up."""
+    """index_put with one secret index, which names no place twice unless values add up.
+
+    With a secret mask instead, it takes one number only: how many it would need is secret.
+    """
     dim, index = _only_index(indices)
     place = axis(x, dim) - 1
+    if index.dtype == torch.bool:
+        if values.numel() != 1:
+            raise UnsupportedOperation(f"{_MASKS}; found {values.numel()} values")
+        return _fill(x, place, index, values, accumulate)
     values = values.expand(*x.shape[:place], *index.shape, *x.shape[place + 1 :])
     if not accumulate and not _is_zero(x):
         session = session_of(x, index, values)
         change = add_secrets(as_secret(values, session), secret(rows_of(x, dim, index)), -1)
         values = wrap(change, x.dtype)
     return add_rows(x, dim, index, values)
+
+
+def _fill(x: Tensor, place: int, mask: SharedTensor, value: Tensor, accumulate: bool) -> SharedTensor:
+    """x[mask] = value, or += value, for a secret mask of dimensions of x from ``place`` on."""
+    after = x.ndim - place - mask.ndim
+    if after < 0 or tuple(x.shape[place : place + mask.ndim]) != tuple(mask.shape):
+        raise InvalidTensor(f"a mask of shape {tuple(mask.shape)} does not index {tuple(x.shape)} at dimension {place}")
+    wide = wrap(secret(mask).linear(lambda t: t[(..., *(None,) * after)]), mask.dtype)
+    one = _reshaped(value, ())
+    return add(x, mul(wide, one)) if accumulate else masked_fill(x, wide, one)
 
 
 def take(x: Tensor, index: SharedTensor) -> SharedTensor:
