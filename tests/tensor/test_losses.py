@@ -388,8 +388,8 @@ def _work(parties: Parties | None, model: nn.Module) -> list[SharedTensor]:
         kept += [loss, *(p.grad for p in shared.parameters())]
     losses = [
         F.huber_loss(a, b), F.binary_cross_entropy_with_logits(a, b), F.nll_loss(a, LABELS),
-        F.soft_margin_loss(a, SIDES), F.triplet_margin_loss(a, b, b + 1), F.cosine_embedding_loss(a, b, SIDES[:, 0]), a.std(),
-        a.norm(3, dim=0).sum(),
+        F.soft_margin_loss(a, SIDES), F.triplet_margin_loss(a, b, b + 1), F.cosine_embedding_loss(a, b, SIDES[:, 0]),
+        a.std(), a.norm(3, dim=0).sum(),
     ]  # fmt: skip
     torch.stack(losses).sum().backward()
     return [
