@@ -80,10 +80,10 @@ def _hides(x: Any, mask: Any, value: Any) -> bool:
 def _fill(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """masked_fill or masked_fill_: with minus infinity the result remembers what a softmax may leave out."""
 
-    def fill(x: Tensor, mask: Tensor, value: Any) -> Tensor:
-        hides = _hides(x, mask, value)
+    def fill(input: Tensor, mask: Tensor, value: Any) -> Tensor:
+        hides = _hides(input, mask, value)
         with torch._C.DisableTorchFunctionSubclass():
-            result = function(x, mask, _lowest(x) if hides and isinstance(x, SharedTensor) else value)
+            result = function(input, mask, _lowest(input) if hides and isinstance(input, SharedTensor) else value)
         if hides and isinstance(result, SharedTensor):
             secret(result).keep(HIDDEN, mask.expand(result.shape).clone())
         return result
@@ -94,7 +94,7 @@ def _fill(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 masked_fill, masked_fill_ = _fill(torch.Tensor.masked_fill), _fill(torch.Tensor.masked_fill_)
 
 
-def where(condition: Tensor, *values: Any) -> Any:
+def where(condition: Tensor, *values: Any, **named: Any) -> Any:
     """torch.where; minus infinity for one of the two is a masked_fill of the other."""
     if len(values) == 2:
         x, y = values
@@ -103,7 +103,7 @@ def where(condition: Tensor, *values: Any) -> Any:
         if _hides(y, condition, x) and _fits(condition, y):
             return masked_fill(y, condition, x)
     with torch._C.DisableTorchFunctionSubclass():
-        return torch.where(condition, *values)
+        return torch.where(condition, *values, **named)
 
 
 def _fits(mask: Tensor, x: Tensor) -> bool:
@@ -111,9 +111,9 @@ def _fits(mask: Tensor, x: Tensor) -> bool:
     return shape == x.shape
 
 
-def _where(x: Tensor, condition: Tensor, other: Any) -> Any:
+def _where(input: Tensor, condition: Tensor, other: Any) -> Any:
     """Tensor.where"""
-    return where(condition, x, other)
+    return where(condition, input, other)
 
 
 def _weights(query: Tensor, key: Tensor, mask: _Mask, scale: float | None) -> Tensor:
@@ -254,9 +254,9 @@ def _in_projection(
     return [F.linear(x, w, b) for x, w, b in zip(inputs, weights, biases, strict=True)]
 
 
-def logaddexp(x: Tensor, y: Tensor) -> Tensor:
+def logaddexp(input: Tensor, other: Tensor) -> Tensor:
     """logaddexp: logsumexp of two."""
-    return torch.logsumexp(torch.stack(list(torch.broadcast_tensors(x, y))), 0)  # type: ignore[no-untyped-call]
+    return torch.logsumexp(torch.stack(list(torch.broadcast_tensors(input, other))), 0)  # type: ignore[no-untyped-call]
 
 
 def _no_nested_tensors(*_: object) -> bool:

@@ -145,27 +145,27 @@ def _contiguous(x: SharedTensor, dtype: torch.dtype) -> SharedTensor:
     return wrap(secret(x).linear(lambda terms: terms.contiguous()), supported_dtype(x, dtype))
 
 
-def logsumexp(x: SharedTensor, dim: int | tuple[int, ...], keepdim: bool = False) -> Tensor:
+def logsumexp(input: SharedTensor, dim: int | tuple[int, ...], keepdim: bool = False) -> Tensor:
     """logsumexp over one or more dimensions: x_0 - log_softmax(x)_0, whose derivative needs no exp. Differentiable."""
-    dims = sorted({axis(x, d) - 1 for d in ([dim] if isinstance(dim, int) else dim)} or range(x.ndim))
-    if not x.ndim:
-        return x.clone()
-    columns: Tensor = x
+    dims = sorted({axis(input, d) - 1 for d in ([dim] if isinstance(dim, int) else dim)} or range(input.ndim))
+    if not input.ndim:
+        return input.clone()
+    columns: Tensor = input
     first = dims[0]
     if len(dims) > 1:
-        first, kept = 0, [d for d in range(x.ndim) if d not in dims]
-        columns = x.permute(*dims, *kept).flatten(0, len(dims) - 1)
+        first, kept = 0, [d for d in range(input.ndim) if d not in dims]
+        columns = input.permute(*dims, *kept).flatten(0, len(dims) - 1)
     result = (columns - torch.log_softmax(columns, first)).select(first, 0).contiguous()
     for d in dims if keepdim else ():
         result = result.unsqueeze(d)
     return result
 
 
-def logcumsumexp(x: SharedTensor, dim: int) -> Tensor:
+def logcumsumexp(input: SharedTensor, dim: int) -> Tensor:
     """logcumsumexp of n entries: n logsumexp, of each entry and all before it. Differentiable."""
-    if not x.numel() or not x.ndim:
-        return x.clone()
-    rows = x.movedim(dim, -1)
-    later = torch.ones((x.shape[dim],) * 2, dtype=torch.bool).triu(1)
+    if not input.numel() or not input.ndim:
+        return input.clone()
+    rows = input.movedim(dim, -1)
+    later = torch.ones((input.shape[dim],) * 2, dtype=torch.bool).triu(1)
     each = rows.unsqueeze(-2).expand(*rows.shape, rows.shape[-1]).masked_fill(later, -math.inf)
     return torch.logsumexp(each, -1).movedim(-1, dim).contiguous()
