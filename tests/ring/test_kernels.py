@@ -23,6 +23,7 @@ from encml.ring.kernels import (
     put_back,
     sum_pool,
     sum_pool_gradient,
+    unfold,
     weight_gradient,
     window_places,
 )
@@ -200,6 +201,29 @@ def test_sum_pooling_and_its_adjoint(
     assert torch.equal(sum_pool_gradient(gradient, size, kernel, stride, padding), expected.long().view(x.shape))
     turned = x.transpose(-1, -2).contiguous().transpose(-1, -2)
     assert torch.equal(sum_pool(turned, kernel, stride, padding, output), got)
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride", "padding", "dilation"),
+    [
+        ((6, 7), (2, 3), (1, 2), (0, 1), (2, 1)),
+        ((5, 4), (1, 1), (3, 2), (0, 0), (1, 1)),
+        ((8, 6), (3, 2), (2, 1), (2, 0), (1, 3)),
+    ],
+)
+def test_unfold_and_fold(
+    size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> None:
+    x, steps = small((2, 3, *size), 1), (kernel, dilation, padding, stride)
+    columns = F.unfold(x.double(), *steps)
+    output = [
+        (n + 2 * p - d * (k - 1) - 1) // s + 1
+        for n, k, d, p, s in zip(size, kernel, dilation, padding, stride, strict=True)
+    ]
+    got = unfold(x, kernel, stride, padding, dilation, output)
+    assert torch.equal(got, columns.long().view(2, 3, -1, *output))
+    back = fold(got, size, kernel, stride, padding, dilation)
+    assert torch.equal(back, F.fold(columns, size, *steps).long())
 
 
 def test_look_ups_and_their_adjoint() -> None:

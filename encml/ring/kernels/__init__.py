@@ -7,22 +7,26 @@ from encml.ring.kernels.convolve import convolution, input_gradient, weight_grad
 from encml.ring.kernels.matrices import matmul
 from encml.ring.kernels.pooling import (
     adaptive_places,
+    fold,
     look_up,
     put_back,
     sum_pool,
     sum_pool_gradient,
+    unfold,
     window_places,
 )
 
 __all__ = [
     "adaptive_places",
     "convolution",
+    "fold",
     "input_gradient",
     "look_up",
     "matmul",
     "put_back",
     "sum_pool",
     "sum_pool_gradient",
+    "unfold",
     "weight_gradient",
     "window_places",
 ]

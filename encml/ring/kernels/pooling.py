@@ -6,6 +6,7 @@ Tensors are (..., *size), with one entry of ``size`` for each dimension of the w
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from types import EllipsisType
 
@@ -19,36 +20,58 @@ Sizes = Sequence[int]
 
 def sum_pool(x: Tensor, kernel: Sizes, stride: Sizes, padding: Sizes, output: Sizes) -> Tensor:
     """Sums over windows: x (..., *size) to (..., *output); windows may reach over the padded far edge (ceil mode)."""
-    behind = [
-        max(0, (o - 1) * s + k - n - p)
-        for o, k, s, p, n in zip(output, kernel, stride, padding, x.shape[-len(kernel) :], strict=True)
-    ]
-    if any(padding) or any(behind):
-        x = F.pad(x, [side for d in reversed(range(len(kernel))) for side in (padding[d], behind[d])])
+    steps = stride, (1,) * len(kernel)
     total = x.new_zeros(*x.shape[: -len(kernel)], *output)
-    for part in _windows(x, kernel, stride, output):
+    for part in _windows(_padded(x, kernel, *steps, padding, output), kernel, *steps, output):
         total += part
     return total
 
 
 def sum_pool_gradient(gradient: Tensor, size: Sizes, kernel: Sizes, stride: Sizes, padding: Sizes) -> Tensor:
     """The adjoint of ``sum_pool``: gradient (..., *output) to (..., *size)."""
-    output = gradient.shape[-len(size) :]
+    columns = gradient.unsqueeze(-len(size) - 1).expand(
+        *gradient.shape[: -len(size)], math.prod(kernel), *gradient.shape[-len(size) :]
+    )
+    return fold(columns, size, kernel, stride, padding, (1,) * len(size))
+
+
+def unfold(x: Tensor, kernel: Sizes, stride: Sizes, padding: Sizes, dilation: Sizes, output: Sizes) -> Tensor:
+    """What each place of the windows sees: x (..., *size) to (..., places of a window, *output)."""
+    whole = _padded(x, kernel, stride, dilation, padding, output)
+    return torch.stack(list(_windows(whole, kernel, stride, dilation, output)), -len(kernel) - 1)
+
+
+def fold(columns: Tensor, size: Sizes, kernel: Sizes, stride: Sizes, padding: Sizes, dilation: Sizes) -> Tensor:
+    """The adjoint of ``unfold``: columns (..., places of a window, *output), added up to (..., *size)."""
+    dims = len(size)
+    output = columns.shape[-dims:]
     full = [
-        max(n + 2 * p, (o - 1) * s + k) for n, o, k, s, p in zip(size, output, kernel, stride, padding, strict=True)
+        max(n + 2 * p, (o - 1) * s + (k - 1) * d + 1)
+        for n, o, k, s, p, d in zip(size, output, kernel, stride, padding, dilation, strict=True)
     ]
-    total = gradient.new_zeros(*gradient.shape[: -len(size)], *full)
-    for part in _windows(total, kernel, stride, output):
-        part += gradient
-    for d, (p, n) in enumerate(zip(padding, size, strict=True), -len(size)):
+    total = columns.new_zeros(*columns.shape[: -dims - 1], *full)
+    for part, column in zip(_windows(total, kernel, stride, dilation, output), columns.unbind(-dims - 1), strict=True):
+        part += column
+    for d, (p, n) in enumerate(zip(padding, size, strict=True), -dims):
         total = total.narrow(d, p, n)
     return total.contiguous()
 
 
-def _windows(x: Tensor, kernel: Sizes, stride: Sizes, output: Sizes) -> Iterator[Tensor]:
+def _padded(x: Tensor, kernel: Sizes, stride: Sizes, dilation: Sizes, padding: Sizes, output: Sizes) -> Tensor:
+    """x with zeros around it, as far as windows reach behind it."""
+    sides: list[int] = []
+    for n, o, k, s, d, p in zip(x.shape[-len(kernel) :], output, kernel, stride, dilation, padding, strict=True):
+        # F.pad takes the last dimension first.
+        sides = [p, max(0, (o - 1) * s + (k - 1) * d + 1 - n - p), *sides]
+    return F.pad(x, sides) if any(sides) else x
+
+
+def _windows(x: Tensor, kernel: Sizes, stride: Sizes, dilation: Sizes, output: Sizes) -> Iterator[Tensor]:
     """For each place in a window, the view of x that all windows have there."""
-    for place in itertools.product(*map(range, kernel)):
-        reach = (slice(p, p + (o - 1) * s + 1, s) for p, o, s in zip(place, output, stride, strict=True))
+    for taps in itertools.product(*map(range, kernel)):
+        reach = (
+            slice(t * d, t * d + (o - 1) * s + 1, s) for t, o, s, d in zip(taps, output, stride, dilation, strict=True)
+        )
         index: tuple[EllipsisType | slice, ...] = (..., *reach)
         yield x[index]
 

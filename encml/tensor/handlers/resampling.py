@@ -8,6 +8,8 @@ point once.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +19,7 @@ from torch import Tensor
 
 from encml.ring import kernels
 from encml.tensor.handlers.common import as_secret, by_public, session_of, wrap
+from encml.tensor.handlers.pooling import each
 from encml.tensor.secret import Secret
 from encml.tensor.shared import SharedTensor, secret
 
@@ -67,7 +70,21 @@ class _Map:
         weights, dims = self.weights(), len(self.tables)
         if weights is None:
             return x.linear(lambda terms: kernels.look_up(terms, self.places).flatten(-dims).squeeze(-1))
-        return by_public(lambda term, w: (kernels.look_up(term, self.places) * w).flatten(-dims).sum(-1), x, weights)
+        return by_public(self._weighted, x, weights)
+
+    def _weighted(self, x: Tensor, weights: Tensor) -> Tensor:
+        """Tap by tap: all taps at once would be many times the result."""
+        total: Tensor | None = None
+        columns = weights.flatten(len(self.tables)).unbind(-1)
+        combinations = itertools.product(*(range(table.places.shape[1]) for table in self.tables))
+        for taps, column in zip(combinations, columns, strict=True):
+            seen = x
+            for d, (table, tap) in enumerate(zip(self.tables, taps, strict=True), -len(taps)):
+                seen = seen.index_select(d, table.places[:, tap])
+            seen = seen.mul_(column)
+            total = seen if total is None else total.add_(seen)
+        assert total is not None
+        return total
 
     def adjoint(self, gradient: Secret) -> Secret:
         weights, taps = self.weights(), (None,) * len(self.tables)
@@ -149,7 +166,7 @@ def pad(op: Any, dims: int) -> Handler:
     """The handler of reflection_pad1d to 3d and replication_pad1d to 3d. Local."""
 
     def handler(x: SharedTensor, padding: Sequence[int]) -> SharedTensor:
-        op(torch.empty(x.shape, dtype=x.dtype, device="meta"), padding)
+        op(_meta(x), padding)
         return wrap(_padding(op, x.shape[-dims:], padding).apply(secret(x)), x.dtype)
 
     return handler
@@ -176,18 +193,10 @@ def im2col(
     stride: Sequence[int],
 ) -> SharedTensor:
     """im2col (F.unfold): what the windows of an image see, as columns (N, C * kernel, windows). Local."""
-    shape = aten.im2col(
-        torch.empty(x.shape, dtype=x.dtype, device="meta"), kernel_size, dilation, padding, stride
-    ).shape
-    places, padded = _columns(x.shape[-2:], kernel_size, dilation, padding, stride)
-    top, left = padded[0], padded[1]
-
-    def columns(terms: Tensor) -> Tensor:
-        framed = torch.nn.functional.pad(terms, (left, left, top, top))
-        seen = kernels.look_up(framed, places)
-        return seen.movedim((-2, -1), (-4, -3)).reshape(len(terms), *shape)
-
-    return wrap(secret(x).linear(columns), x.dtype)
+    shape = aten.im2col(_meta(x), kernel_size, dilation, padding, stride).shape
+    steps, output = _steps(x.shape[-2:], kernel_size, stride, padding, dilation)
+    columns = secret(x).linear(lambda terms: kernels.unfold(terms, *steps, output).reshape(len(terms), *shape))
+    return wrap(columns, x.dtype)
 
 
 def col2im(
@@ -199,30 +208,25 @@ def col2im(
     stride: Sequence[int],
 ) -> SharedTensor:
     """col2im (F.fold): every entry of the columns added to the place of the image that its window saw. Local."""
-    shape = aten.col2im(
-        torch.empty(x.shape, dtype=x.dtype, device="meta"), output_size, kernel_size, dilation, padding, stride
-    ).shape
-    places, (top, left) = _columns(output_size, kernel_size, dilation, padding, stride)
-    height, width = output_size
+    shape = aten.col2im(_meta(x), output_size, kernel_size, dilation, padding, stride).shape
+    steps, output = _steps(output_size, kernel_size, stride, padding, dilation)
 
     def image(terms: Tensor) -> Tensor:
-        outputs, taps = ([table.shape[d] for table in places] for d in (0, 1))
-        lead = (len(terms), *shape[:-2])
-        seen = terms.reshape(*lead, *taps, *outputs).movedim((-4, -3), (-2, -1))
-        whole = kernels.put_back(seen, places, (height + 2 * top, width + 2 * left))
-        return whole[..., top : top + height, left : left + width].contiguous()
+        columns = terms.reshape(len(terms), *shape[:-2], math.prod(steps[0]), *output)
+        return kernels.fold(columns, shape[-2:], *steps)
 
     return wrap(secret(x).linear(image), x.dtype)
 
 
-def _columns(
-    size: Sequence[int], kernel: Sequence[int], dilation: Sequence[int], padding: Sequence[int], stride: Sequence[int]
-) -> tuple[list[Tensor], tuple[int, int]]:
-    """Tables of the windows of a padded image, and its padding."""
-    pads = [padding[0], padding[-1]]
-    places = []
-    for d, n in enumerate(size):
-        k, s, step = (values[0] if len(values) == 1 else values[d] for values in (kernel, stride, dilation))
-        output = (n + 2 * pads[d] - step * (k - 1) - 1) // s + 1
-        places.append(kernels.window_places(n + 2 * pads[d], k, s, 0, step, output))
-    return places, (pads[0], pads[1])
+def _steps(
+    size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> tuple[tuple[list[int], list[int], list[int], list[int]], list[int]]:
+    """Kernel, stride, padding and dilation of both dimensions, and how many windows there are."""
+    steps = each(2, kernel), each(2, stride), each(2, padding), each(2, dilation)
+    output = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in zip(size, *steps, strict=True)]
+    return steps, output
+
+
+def _meta(x: Tensor) -> Tensor:
+    """A tensor of the same shape without contents, for PyTorch to check the arguments on."""
+    return torch.empty(x.shape, dtype=x.dtype, device="meta")
