@@ -12,14 +12,12 @@ ADVICE = "call reveal() to open it to all parties first, if that is what you mea
 
 _NOT_YET = "it is not there yet; reveal() the input first if it may be seen"
 _DIVISION = "division by a secret is not there yet; divide by public values"
-_NORM = "normalisation by secret statistics is not there yet; fold trained ones into the layer before, or leave it out"
 _ADAPTIVE = (
     "Adam, RMSprop and their kin divide by a root that fixed point cannot hold; use torch.optim.SGD, with momentum"
 )
 _FOREACH = "leave foreach and fused at their defaults; foreach=True works for SGD and for clipping gradients"
 _NOISE = "noise that all parties would know hides nothing; let one party draw it, and share() it"
 _FRACTIONAL = "its windows are drawn at random, by each party anew; use max_pool2d or adaptive_max_pool2d"
-_LOSS = "it needs exp or log, which are not there yet; train with the squared error, F.mse_loss"
 _LOOK_UP = "with a secret index use gather, scatter, scatter_add, index_select, index_add or x[index]"
 _COUNT = "how many elements it gives would show; multiply by the mask, or use torch.where"
 
@@ -27,15 +25,9 @@ _ADVICE = {
     **dict.fromkeys(("exp", "log", "log2", "log10", "log1p", "expm1", "logsumexp"), _NOT_YET),
     **dict.fromkeys(("sigmoid", "tanh", "gelu", "silu", "elu", "softplus", "erf", "sin", "cos", "mish"), _NOT_YET),
     **dict.fromkeys(("_softmax", "_log_softmax", "log_sigmoid_forward"), _NOT_YET),
-    **dict.fromkeys(
-        ("nll_loss_forward", "nll_loss_nd", "binary_cross_entropy", "binary_cross_entropy_with_logits"), _LOSS
-    ),
-    **dict.fromkeys(("sqrt", "rsqrt", "linalg_vector_norm", "norm"), _NOT_YET),
+    **dict.fromkeys(("sqrt", "rsqrt"), _NOT_YET),
     **dict.fromkeys(("reciprocal", "pow_Tensor_Tensor", "atan2"), _DIVISION),
     **dict.fromkeys(("fractional_max_pool2d", "fractional_max_pool3d"), _FRACTIONAL),
-    **dict.fromkeys(("native_batch_norm", "_native_batch_norm_legit", "_batch_norm_with_update", "var"), _NORM),
-    **dict.fromkeys(("_native_batch_norm_legit_no_training", "native_layer_norm", "native_group_norm", "std"), _NORM),
-    **dict.fromkeys(("_native_batch_norm_legit_functional", "var_mean", "std_mean", "cudnn_batch_norm"), _NORM),
     **dict.fromkeys(("lerp", "addcmul", "addcdiv"), _ADAPTIVE),
     **dict.fromkeys(("rand_like", "randn_like", "randint_like", "bernoulli", "multinomial", "poisson"), _NOISE),
     **dict.fromkeys(("normal", "uniform", "random", "exponential", "cauchy", "geometric", "log_normal"), _NOISE),
@@ -45,7 +37,6 @@ _ADVICE = {
     "embedding_renorm": "leave max_norm out, and scale the rows of the weight yourself",
     **dict.fromkeys(("_embedding_bag", "_embedding_bag_forward_only"), "use F.embedding, and sum or average its rows"),
     **dict.fromkeys(("index_copy", "index_fill", "scatter_reduce", "index_reduce"), _LOOK_UP),
-    **dict.fromkeys(("smooth_l1_loss", "huber_loss"), "use the squared error, F.mse_loss"),
     **dict.fromkeys(("floor_divide", "remainder", "fmod", "floor", "ceil", "round", "trunc", "frac"), _NOT_YET),
 }
 
