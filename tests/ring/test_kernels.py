@@ -17,6 +17,7 @@ from encml.ring.kernels import (
     adaptive_places,
     convolution,
     convolve,
+    fold,
     input_gradient,
     look_up,
     matmul,
