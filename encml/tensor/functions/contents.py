@@ -5,7 +5,18 @@ aten operators are in encml.tensor.table.
 
 from __future__ import annotations
 
-from encml.tensor.functions import attention, certain, dropout, lookup, losses, norms, pooling, recurrent, traps
+from encml.tensor.functions import (
+    attention,
+    certain,
+    determinants,
+    dropout,
+    lookup,
+    losses,
+    norms,
+    pooling,
+    recurrent,
+    traps,
+)
 from encml.tensor.table.contents import merged
 
 FUNCTIONS = merged(
@@ -15,6 +26,7 @@ FUNCTIONS = merged(
     lookup.FUNCTIONS,
     recurrent.FUNCTIONS,
     certain.FUNCTIONS,
+    determinants.FUNCTIONS,
     norms.FUNCTIONS,
     losses.FUNCTIONS,
     pooling.FUNCTIONS,

@@ -8,6 +8,7 @@ rounded as sharing rounds. What a division by 0 gives is undefined.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,11 +18,11 @@ from encml.mpc import rounding
 from encml.mpc.parties import Parties
 from encml.mpc.truncation import truncate
 from encml.ring.layout import in_memory_order
-from encml.tensor.handlers import curves
+from encml.tensor.handlers import copies, curves
 from encml.tensor.handlers.arithmetic import add_secrets, mul, scale, sub
 from encml.tensor.handlers.choosing import absolute
 from encml.tensor.handlers.common import as_secret, result_dtype, session_of, wrap
-from encml.tensor.handlers.compare import as_side, lt
+from encml.tensor.handlers.compare import as_side, lt, ne
 from encml.tensor.handlers.copies import clone
 from encml.tensor.handlers.signs import arithmetic_of, below, chosen
 from encml.tensor.public import Operand
@@ -55,6 +56,23 @@ def with_sign(size: Secret, x: SharedTensor) -> Secret:
     (positive,) = below((0, secret(x)), operation="sign")
     part = chosen((positive, size), operation="sign")
     return add_secrets(part.linear(lambda terms: 2 * terms), size, -1)
+
+
+def to_copy(
+    x: SharedTensor, *, dtype: torch.dtype | None = None, device: torch.device | None = None, **options: Any
+) -> Tensor:
+    """_to_copy: see ``copies.to_copy``; floats become int64 by trunc, and bool by a comparison with 0.
+
+    To the device "meta", where there are only shapes: a plain tensor of x's shape.
+    """
+    if device is not None and torch.device(device).type == "meta":
+        return torch.empty_strided(x.shape, x.stride(), dtype=dtype or x.dtype, device="meta")
+    options["device"] = device
+    if x.dtype.is_floating_point and dtype == torch.int64:
+        return copies.to_copy(wrap(secret(trunc(x)), torch.int64), **options)
+    if x.dtype != torch.bool and dtype == torch.bool:
+        return copies.to_copy(ne(x, 0), **options)
+    return copies.to_copy(x, dtype=dtype, **options)
 
 
 def frac(x: SharedTensor) -> SharedTensor:

@@ -28,6 +28,7 @@ from encml.tensor.table import (
     pooling,
     rearranging,
     rounding,
+    solving,
     tangents,
 )
 
@@ -69,6 +70,7 @@ HANDLERS = with_in_place_forms(
         basics.HANDLERS,
         rearranging.HANDLERS,
         rounding.HANDLERS,
+        solving.HANDLERS,
         elementary.HANDLERS,
         composed.HANDLERS,
         convolutions.HANDLERS,

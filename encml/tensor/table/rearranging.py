@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from encml.tensor.handlers import copies, lookup, views
+from encml.tensor.handlers import copies, lookup, rounding, views
 from encml.tensor.handlers.copies import each_term, join, moved
 from encml.tensor.handlers.lookup import by_index
 from encml.tensor.handlers.views import copied, written
@@ -78,7 +78,7 @@ HANDLERS: dict[Any, Callable[..., Any]] = {
     aten.unfold_backward.default: each_term(aten.unfold_backward.default),
     # Copies and linear rearrangements
     aten.clone.default: copies.clone,
-    aten._to_copy.default: copies.to_copy,
+    aten._to_copy.default: rounding.to_copy,
     aten.nan_to_num.default: copies.number,
     aten.cat.default: join(torch.cat),
     aten.stack.default: join(torch.stack),
@@ -103,6 +103,7 @@ HANDLERS: dict[Any, Callable[..., Any]] = {
     aten._unsafe_index.Tensor: by_index(copies.index, lookup.index_rows, 1),
     aten.index_select.default: by_index(each_term(aten.index_select.default), lookup.rows_of, 2),
     aten.gather.default: by_index(each_term(aten.gather.default), lookup.gather, 2),
+    aten.masked_select.default: each_term(aten.masked_select.default),
     aten.take.default: by_index(each_term(aten.take.default), lookup.take, 1),
     aten.index_add.default: by_index(copies.index_add, lookup.add_rows, 2),
     aten.index_copy.default: moved(aten.index_copy.default, 0, 3),
