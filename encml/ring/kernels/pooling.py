@@ -79,8 +79,9 @@ def _windows(x: Tensor, kernel: Sizes, stride: Sizes, dilation: Sizes, output: S
 def look_up(x: Tensor, places: Sequence[Tensor]) -> Tensor:
     """x (..., *size) at ``places``, a table (output, taps) for every dimension: (..., *outputs, *taps)."""
     dims = len(places)
-    for d, table in enumerate(places):
-        x = x.index_select(x.ndim - dims + d, table.reshape(-1))
+    # The last dimension first, whose elements are picked one by one, before others multiply them.
+    for d in reversed(range(dims)):
+        x = x.index_select(x.ndim - dims + d, places[d].reshape(-1))
     lead = x.shape[: x.ndim - dims]
     x = x.view(*lead, *(n for table in places for n in table.shape))
     return x.permute(*range(len(lead)), *_interleaved(len(lead), dims))

@@ -8,9 +8,8 @@ point once.
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,16 +74,23 @@ class _Map:
     def _weighted(self, x: Tensor, weights: Tensor) -> Tensor:
         """Tap by tap: all taps at once would be many times the result."""
         total: Tensor | None = None
-        columns = weights.flatten(len(self.tables)).unbind(-1)
-        combinations = itertools.product(*(range(table.places.shape[1]) for table in self.tables))
-        for taps, column in zip(combinations, columns, strict=True):
-            seen = x
-            for d, (table, tap) in enumerate(zip(self.tables, taps, strict=True), -len(taps)):
-                seen = seen.index_select(d, table.places[:, tap])
-            seen = seen.mul_(column)
+        for taps, seen in self._taps(x, len(self.tables) - 1):
+            column = weights
+            for tap in reversed(taps):
+                column = column.select(-1, tap)
+            seen.mul_(column)
             total = seen if total is None else total.add_(seen)
         assert total is not None
         return total
+
+    def _taps(self, x: Tensor, last: int) -> Iterator[tuple[tuple[int, ...], Tensor]]:
+        """What each tap of dimensions 0 to ``last`` sees, in new memory: the last dimension is looked up first."""
+        for tap, places in enumerate(self.tables[last].places.unbind(1)):
+            seen = x.index_select(last - len(self.tables), places)
+            if last:
+                yield from (((*taps, tap), part) for taps, part in self._taps(seen, last - 1))
+            else:
+                yield (tap,), seen
 
     def adjoint(self, gradient: Secret) -> Secret:
         weights, taps = self.weights(), (None,) * len(self.tables)
