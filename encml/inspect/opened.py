@@ -19,6 +19,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from encml.ring.fixed import decode
 from encml.tensor.handlers.attention import HIDDEN
+from encml.tensor.handlers.norms import FINER
+from encml.tensor.secret import Secret
 from encml.tensor.shared import SharedTensor, secret
 
 _REFUSALS = (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError)
@@ -26,9 +28,13 @@ _blocks = itertools.count()
 
 
 def opened(x: SharedTensor) -> Tensor:
-    """The value of x (*shape), in float64, int64 or bool; pending products as they are; hidden entries -inf."""
+    """The value of x (*shape), in float64, int64 or bool, with all the digits that are known.
+
+    Pending products are taken as they are; hidden entries are -inf.
+    """
     held = secret(x)
-    values = as_kind(decode(held.terms.sum(0), held.fraction_bits, torch.float64), x.dtype)
+    finest: Secret = held.fact(FINER) or held
+    values = as_kind(decode(finest.terms.sum(0), finest.fraction_bits, torch.float64), x.dtype)
     hidden = held.fact(HIDDEN)
     return values if hidden is None else values.masked_fill(hidden, -math.inf)
 
@@ -76,6 +82,8 @@ class Shadows:
         if twin is None:
             whole = decode(held.whole.sum(0), held.fraction_bits, torch.float64)
             twin = self._twins[held.memory] = self._laid_out_as(x).copy_(whole)
+            if held.fact(FINER) is not None:
+                twin[0].copy_(opened(x))
         return as_kind(held.seen_in(twin)[0], x.dtype)
 
     def now(self, x: SharedTensor) -> Tensor:

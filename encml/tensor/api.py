@@ -15,6 +15,7 @@ from encml.mpc.session import Session, current_session
 from encml.mpc.sharing import share_from
 from encml.tensor.functions import FUNCTIONS
 from encml.tensor.functions.traps import refuse_optimizer
+from encml.tensor.handlers.norms import FINER, finer_bits
 from encml.tensor.public import term
 from encml.tensor.saving import rebuild, reduce
 from encml.tensor.secret import Secret
@@ -92,5 +93,18 @@ def _share_module(module: nn.Module, session: Session, owner: int) -> nn.Module:
             if buffer.is_floating_point():
                 if id(buffer) not in buffers:
                     buffers[id(buffer)] = share(buffer, session=session, owner=owner)
+                    if name == "running_var":
+                        _keep_finer(buffers[id(buffer)], buffer, owner)
                 setattr(part, name, buffers[id(buffer)])
     return shared
+
+
+def _keep_finer(shared: SharedTensor, plain: Tensor, owner: int) -> None:
+    """Share more digits of a running variance: the inverse root of a small one would magnify what is cut off."""
+    session = shared.session
+    bits, integers = finer_bits(session), None
+    if session.parties.plays(owner):
+        integers = torch.round(plain.detach().double() * 2.0**bits).to(torch.int64)
+    with session.whole():
+        payload = share_from(session.parties, owner, integers, tuple(plain.shape))
+    shared._secret.keep(FINER, Secret(session, bits, payload=payload))

@@ -6,6 +6,7 @@ a = weight / deviation it is (x - mean) a + bias, one product and truncation an 
     (g - mean of g) a - (x - mean) p,   p = a / deviation * mean of g (x - mean) / deviation.
 
 Running statistics are secret, with f fraction bits like other secrets: a variance of 1e-4 is known to 2^-17 only, 8 %.
+That of a module that is shared brings finer digits with it, for evaluation; they are gone once it is written over.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from encml.errors import SecretError, UnsupportedOperation
+from encml.mpc.session import Session
 from encml.tensor.handlers.common import as_secret, session_of, wrap, write
 from encml.tensor.handlers.moments import (
     ROOT_BITS,
@@ -38,8 +40,15 @@ from encml.tensor.secret import Secret, settle_all
 from encml.tensor.shared import SharedTensor, secret
 
 _FACTOR_BITS = 20
-_RUNNING_BITS = 32
-"""Fraction bits of a running variance and eps."""
+_EPS_BITS = 32
+"""Fraction bits of eps."""
+FINER = "finer"
+"""The fact about a secret that has more of its digits: a Secret of the same value with ``finer_bits``."""
+
+
+def finer_bits(session: Session) -> int:
+    """Fraction bits at which a variance in the declared range, below 2^(62 - 2f), has as many digits as it can."""
+    return min(2 * session.fraction_bits, _EPS_BITS)
 
 
 def batch_norm(
@@ -226,7 +235,7 @@ def _fixed_scale(running_var: Tensor, weight: Tensor | None, eps: float) -> tupl
     """
     inverse: Secret | Tensor
     if isinstance(running_var, SharedTensor):
-        inverse = _fixed_deviation(secret(running_var).settle(), eps)
+        inverse = _fixed_deviation(secret(running_var), eps)
     else:
         inverse = (running_var.double() + eps).rsqrt()
     if weight is None:
@@ -250,7 +259,8 @@ def _fixed_scale(running_var: Tensor, weight: Tensor | None, eps: float) -> tupl
 def _fixed_deviation(variance: Secret, eps: float) -> Secret:
     kept: tuple[float, Secret] | None = variance.fact("inverse deviation")
     if kept is None or kept[0] != eps:
-        kept = eps, inverse_root(plus(variance, known_at(variance.session, eps, _RUNNING_BITS)), eps)
+        finest: Secret = variance.fact(FINER) or variance.settle()
+        kept = eps, inverse_root(plus(finest, known_at(variance.session, eps, _EPS_BITS)), eps)
         variance.keep("inverse deviation", kept)
     return kept[1]
 
