@@ -437,7 +437,15 @@ def test_a_variance_of_one_value_is_refused() -> None:
         encml.share(normal(1)).var()
 
 
-def test_weight_norm_as_a_parametrization() -> None:
-    module = nn.utils.parametrizations.weight_norm(nn.Linear(6, 3)).double()
-    x = normal(4, 6)
-    close(encml.share(module)(encml.share(x)), module(x), 2.0**-13, 4)
+@pytest.mark.parametrize("norm", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm])
+def test_norms_of_weights_as_parametrizations(norm: Callable[[Module], Module]) -> None:
+    torch.manual_seed(2)
+    module, x = norm(nn.Linear(6, 3)).double(), normal(4, 6)
+    shared = encml.share(module)
+    for training in (True, False):
+        expected, found = module.train(training)(x), shared.train(training)(encml.share(x))
+        close(found, expected, 2.0**-13, 4)
+    expected.sum().backward()
+    found.sum().backward()
+    for p, q in zip(module.parameters(), shared.parameters(), strict=True):
+        close(q.grad, p.grad, 2.0**-12, 4)

@@ -70,9 +70,12 @@ def normalize(
 ) -> Tensor:
     """F.normalize. For p = 2: 33 rounds and 9.4 B a party and element; vectors shorter than 2^-13 of the square root of
     their number of elements come out shorter than 1."""
-    if p != 2 or out is not None:
+    if out is not None:
+        with torch.no_grad():
+            return out.copy_(normalize(input, p, dim, eps))
+    if p != 2:
         with torch._C.DisableTorchFunctionSubclass():
-            return F.normalize(input, p, dim, eps, out)
+            return F.normalize(input, p, dim, eps)
     return _unit(input, dim)
 
 
