@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch._C._dynamo.eval_frame import get_eval_frame_callback
 
 from encml.errors import SecretError, UnsupportedOperation
 from encml.mpc.session import Session
@@ -14,6 +15,8 @@ from encml.mpc.sharing import open_to, open_to_all
 from encml.ring.fixed import decode
 from encml.tensor.refusals import refuse_pickling, refuse_truth, refuse_values, unsupported
 from encml.tensor.secret import Secret
+
+_TRACING = torch._C._TorchDispatchModeKey.PROXY
 
 
 class SharedTensor(torch.Tensor):
@@ -105,6 +108,12 @@ class SharedTensor(torch.Tensor):
             # A view of a tensor from outside must not be an inference tensor, as everything made in that mode is.
             with torch.inference_mode(False), torch.no_grad():
                 return cls.__torch_dispatch__(func, types, args, kwargs)
+        if get_eval_frame_callback() or torch._C._get_dispatch_mode(_TRACING) is not None:
+            # A graph would hold masks as constants, and use them again.
+            raise UnsupportedOperation(
+                "SharedTensors are not traced or compiled: their operations are protocols between parties; leave "
+                "torch.compile out, or put torch.compiler.disable around what works on them"
+            )
         handler = cls.handlers.get(func)
         kwargs = kwargs or {}
         if handler is not None:

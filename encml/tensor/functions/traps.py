@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from encml.errors import SecretError, UnsupportedOperation
-from encml.tensor.handlers import creation
 from encml.tensor.refusals import refuse_values
 from encml.tensor.secret import Secret
-from encml.tensor.shared import SharedTensor, secret
+from encml.tensor.shared import SharedTensor
 
 
 def backward(self: Tensor, gradient: Tensor | None = None, *args: Any, **kwargs: Any) -> None:
@@ -24,21 +23,13 @@ def backward(self: Tensor, gradient: Tensor | None = None, *args: Any, **kwargs:
 
 
 def set_data(x: Tensor, value: Tensor) -> None:
-    """``x.data = value``: takes over the secret, which PyTorch would leave behind."""
+    """``x.data = value``, which Module.to and its kin use: takes over the secret, which PyTorch would leave behind."""
     if not isinstance(x, SharedTensor):
         raise SecretError("a secret cannot become the data of a plain tensor; share that tensor instead")
     if not isinstance(value, SharedTensor):
         raise SecretError("plain values cannot become the data of a SharedTensor; use copy_() or share them")
-    if value.shape != x.shape or value.dtype != x.dtype:
-        raise UnsupportedOperation(
-            f"data of shape {tuple(value.shape)} and {value.dtype} for a SharedTensor of shape {tuple(x.shape)} and "
-            f"{x.dtype}: they must be the same"
-        )
-    if value.stride() != x.stride():
-        # A SharedTensor keeps its strides for life.
-        laid_out = creation.new_empty_strided(value, x.shape, x.stride())
-        secret(laid_out).overwrite(secret(value))
-        value = laid_out
+    with torch._C.DisableTorchFunctionSubclass():
+        torch.Tensor.data.__set__(x, value)  # type: ignore[attr-defined]  # its shape, strides and dtype
     x._secret = value._secret
 
 

@@ -11,7 +11,7 @@ from encml.tensor.handlers import foreach
 
 aten = torch.ops.aten
 
-_ELEMENT_WISE = ("add", "sub", "mul", "div", "neg", "abs", "clamp_min", "clamp_max")
+_ELEMENT_WISE = ("add", "sub", "mul", "div", "neg", "abs", "clamp_min", "clamp_max", "lerp")
 _NAMED_OTHERWISE: dict[str, Any] = {"maximum": torch.clamp_min, "minimum": torch.clamp_max, "zero": torch.zeros_like}
 _FORMS = ("default", "Scalar", "List", "Tensor")
 
