@@ -164,3 +164,26 @@ def test_what_is_refused() -> None:
         torch.take(grid(4), encml.share(INDEX))
     with pytest.raises(UnsupportedOperation, match="clone"):
         x[1:].as_strided((2, 2), (3, 1), 4)
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean"])
+@pytest.mark.parametrize("options", [{}, {"padding_idx": 1}])
+def test_bags_of_embeddings(mode: str, options: dict[str, Any]) -> None:
+    indices, offsets = torch.tensor([1, 3, 3, 0, 1, 2]), torch.tensor([0, 2, 2, 5])
+
+    def f(weight: Tensor) -> Tensor:
+        return torch.nn.functional.embedding_bag(indices, weight, offsets, mode=mode, **options)
+
+    matches(f, grid(4, 3), ulps=2, grad_ulps=4, strides=False)
+
+
+def test_weighted_bags() -> None:
+    indices = torch.tensor([[1, 3], [3, 0]])
+
+    def f(weight: Tensor, shares: Tensor) -> Tensor:
+        return torch.nn.functional.embedding_bag(indices, weight, mode="sum", per_sample_weights=shares)
+
+    for public in ([], [0], [1]):
+        matches(f, grid(4, 3), grid(2, 2, seed=1), ulps=2, grad_ulps=4, strides=False, public=public)
+    with pytest.raises(UnsupportedOperation, match="max"):
+        torch.nn.functional.embedding_bag(indices, encml.share(grid(4, 3)), mode="max")

@@ -72,8 +72,8 @@ def test_cholesky(upper: bool) -> None:
     matches(lambda a: torch.linalg.cholesky((a + a.mT) / 2, upper=upper), a, ulps=64, grad_ulps=128, strides=False)
     factor = torch.linalg.cholesky(a, upper=upper)
     factor = (factor / ULP).round() * ULP
-    matches(lambda b, l: torch.cholesky_solve(b, l, upper), b, factor, ulps=64, grad_ulps=1024, strides=False)
-    matches(lambda l: torch.cholesky_inverse(l, upper), factor, ulps=64, grad_ulps=1024, strides=False)
+    matches(lambda b, c: torch.cholesky_solve(b, c, upper), b, factor, ulps=64, grad_ulps=1024, strides=False)
+    matches(lambda c: torch.cholesky_inverse(c, upper), factor, ulps=64, grad_ulps=1024, strides=False)
 
 
 def test_factors_are_not_given_away() -> None:

@@ -7,13 +7,17 @@ from typing import Any
 
 import torch
 
-from encml.tensor.handlers import creation, distances, groups, searching
+from encml.tensor.handlers import bags, creation, distances, groups, searching
 
 aten = torch.ops.aten
 
 HANDLERS: dict[Any, Callable[..., Any]] = {
     aten.scatter_reduce.two: groups.scatter_reduce,
     aten.index_reduce.default: groups.index_reduce,
+    aten._embedding_bag.default: bags.embedding_bag,
+    aten._embedding_bag_forward_only.default: bags.embedding_bag,
+    aten._embedding_bag_backward.default: bags.embedding_bag_backward,
+    aten._embedding_bag_per_sample_weights_backward.default: bags.embedding_bag_weights_backward,
     aten.searchsorted.Tensor: searching.searchsorted,
     aten.searchsorted.Scalar: searching.searchsorted,
     aten.bucketize.Tensor: searching.bucketize,
