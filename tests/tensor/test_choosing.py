@@ -247,6 +247,8 @@ def test_facts_go_with_what_they_were_about() -> None:
     near(torch.maximum(x, y).reveal(), torch.maximum(a, -b), 0)
     y[1:].mul_(2)
     near(torch.maximum(x, y).reveal(), torch.maximum(a, torch.cat([-b[:1], -2 * b[1:]])), 0)
+    y[2:] = 5
+    near(torch.maximum(x, y).reveal(), torch.maximum(a, torch.cat([-b[:1], -2 * b[1:2], 5 + 0 * b[2:]])), 0)
     near((x > 0).reveal(), a > 0, 0)
     x[2:].neg_()
     near((x > 0).reveal(), torch.cat([a[:2], -a[2:]]) > 0, 0)

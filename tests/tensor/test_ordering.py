@@ -110,6 +110,25 @@ def test_ties_share_gradients_or_the_first_has_it() -> None:
     near(indices.reveal(), x.sort(stable=True, dim=1, descending=True).indices, 0)
 
 
+def test_who_is_the_largest_takes_one_comparison(session: Session) -> None:
+    a = grid(64, 5).round()
+    x = encml.share(a)
+    most = {}
+    for name, found in (("amax", x.amax(1, keepdim=True)), ("amin", x.amin()), ("max", x.max(0).values[None])):
+        before = session.ledger.total
+        same = x == found
+        most[name] = (session.ledger.total - before).bytes_per_party / a.numel()
+        near(same.reveal(), a == found.reveal(), 0)
+    assert max(most.values()) < 31
+    # Nothing is known of these.
+    square = encml.share(a[:5])
+    for found in (square.amax(1), square.amax(1, keepdim=True).t(), square.amax(1, keepdim=True) - 1):
+        near((square == found).reveal(), a[:5] == found.reveal(), 0)
+    largest = square.amax(1, keepdim=True)
+    square[0] = 9
+    near((square == largest).reveal(), square.reveal() == largest.reveal(), 0)
+
+
 @pytest.mark.parametrize("f", [torch.argmax, torch.argmin])
 def test_places(f: Function) -> None:
     x = grid(3, 4, 5, seed=4)

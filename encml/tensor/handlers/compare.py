@@ -12,7 +12,7 @@ from encml.errors import UnsupportedOperation
 from encml.tensor.handlers.arithmetic import add_secrets, mul
 from encml.tensor.handlers.common import as_secret, session_of, wrap
 from encml.tensor.handlers.creation import full_like
-from encml.tensor.handlers.signs import Mask, Side, above_number, below, chosen, laid_out
+from encml.tensor.handlers.signs import Mask, Side, above_number, below, chosen, differences, laid_out
 from encml.tensor.public import Number, Operand
 from encml.tensor.shared import SharedTensor, secret
 
@@ -52,14 +52,13 @@ def le(x: Operand, y: Operand) -> SharedTensor:
 
 
 def ne(x: Operand, y: Operand) -> SharedTensor:
-    """ne.Tensor, ne.Scalar: [x < y] XOR [y < x], both in one batch of comparisons."""
+    """ne.Tensor, ne.Scalar: [x < y] XOR [y < x], in one batch of comparisons; one if the other is known."""
     session_of(x, y)
     known = _beyond_all(x, y, lambda a, b: a != b)
     if known is not None:
         return known
-    a, b = as_side(x), as_side(y)
-    less, more = below((a, b), (b, a))
-    return as_bools(less ^ more)
+    masks = below(*differences(as_side(x), as_side(y)))
+    return as_bools(masks[0] if len(masks) == 1 else masks[0] ^ masks[1])
 
 
 def eq(x: Operand, y: Operand) -> SharedTensor:

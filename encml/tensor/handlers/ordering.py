@@ -20,7 +20,7 @@ from encml.mpc.sharing import public
 from encml.mpc.sorting import arrange
 from encml.tensor.handlers.common import axis, wrap
 from encml.tensor.handlers.lookup import ARRANGED, ONE_HOT, Arranged, memory_of
-from encml.tensor.handlers.signs import laid_out
+from encml.tensor.handlers.signs import EXTREME, Extreme, laid_out
 from encml.tensor.secret import Deferred, Secret
 from encml.tensor.shared import SharedTensor, secret
 
@@ -97,7 +97,10 @@ def _largest(x: SharedTensor, dims: Dims, keepdim: bool, ways: tuple[int, ...]) 
     def reduced(t: Tensor) -> Tensor:
         return torch.amax(t, named, keepdim)
 
-    return [laid_out(value.like(part if way > 0 else -part), reduced, x) for way, part in zip(ways, parts, strict=True)]
+    return [
+        laid_out(value.like(part if way > 0 else -part), reduced, x).keep(EXTREME, Extreme.of(value, way, kept))
+        for way, part in zip(ways, parts, strict=True)
+    ]
 
 
 def _extreme(x: SharedTensor, dim: int, keepdim: bool, way: int) -> tuple[SharedTensor, SharedTensor]:
@@ -107,6 +110,7 @@ def _extreme(x: SharedTensor, dim: int, keepdim: bool, way: int) -> tuple[Shared
     shape = kept if keepdim else rest
     found = found.view(len(found), *shape)
     values = laid_out(value.like(found if way > 0 else -found), lambda t: torch.max(t, dim, keepdim).values, x)
+    values.keep(EXTREME, Extreme.of(value, way, kept))
     return wrap(values, x.dtype), _index(x, hot, shape)
 
 

@@ -108,6 +108,54 @@ def below(*questions: tuple[Side, Side], operation: str = "compare") -> list[Mas
     return [answer for answer in answers if answer is not None]
 
 
+def differences(x: Side, y: Side) -> list[tuple[Side, Side]]:
+    """The questions for ``below`` of which one is answered by yes where x and y differ.
+
+    Both ways round; or one, if a side is known as the largest or smallest elements of the other.
+    """
+    for value, bound in ((x, y), (y, x)):
+        if isinstance(value, Secret) and isinstance(bound, Secret):
+            fact: Extreme | None = bound.fact_in_memory(EXTREME)
+            if fact is not None and fact.bounds(value, bound):
+                return [(value, bound) if fact.way > 0 else (bound, value)]
+    return [(x, y), (y, x)]
+
+
+EXTREME = "extreme"
+"""The name of a fact about largest or smallest elements: the ``Extreme``."""
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Extreme:
+    """That a secret has the largest (way 1) or smallest (-1) elements of another, whose ``contents`` these are.
+
+    ``kept``: its shape with the dimensions along which they were taken, of 1.
+    """
+
+    way: int
+    about: object
+    kept: tuple[int, ...]
+
+    @classmethod
+    def of(cls, value: Secret, way: int, kept: Sequence[int]) -> Extreme:
+        """About a secret as it is now."""
+        return cls(way, contents(value), tuple(kept))
+
+    def bounds(self, value: Secret, bound: Secret) -> bool:
+        """Whether ``bound``, as it is broadcast, has the extreme that belongs to each element of ``value``."""
+        shape = tuple(bound.shape)
+        fits = shape == self.kept or (shape == () and set(self.kept) <= {1})
+        return fits and self.about is not None and self.about is contents(value)
+
+
+def contents(value: Secret) -> object | None:
+    """Stands for what a secret holds, until it is written over; None for a view."""
+    if value.fact("contents") is None:
+        value.keep("contents", object())
+    known: object | None = value.fact("contents")
+    return known
+
+
 def below_number(number: float) -> str:
     """The name of the fact [x < number]: bits in the order of memory."""
     return f"below {number + 0.0}"
@@ -148,7 +196,8 @@ class _Question:
             self.about = left
             if isinstance(right, Secret):
                 self._other = right
-                self._name = None if left.pending or right.pending else "below another"
+                settled = not (left.pending or right.pending)
+                self._name = "below another" if settled and contents(right) is not None else None
             elif not isinstance(right, Tensor):
                 self._name = below_number(_exact(right, left))
         else:
@@ -172,8 +221,8 @@ class _Question:
         if fact is None:
             return None
         if self._other is not None:
-            fact, terms, version = fact
-            if terms is not self._other.terms or version != terms._version:
+            fact, other = fact
+            if other is not contents(self._other):
                 return None
         return Mask(self.about.session, fact, memory_order(self.about.terms))
 
@@ -184,8 +233,7 @@ class _Question:
         bits = comparison.negative(self.about.session.parties, to_order(payload, order), operation=operation)
         same = order == memory_order(self.about.terms) and payload.shape == self.about.terms.shape
         if self._name is not None and same:
-            other = None if self._other is None else self._other.terms
-            self.about.keep(self._name, bits if other is None else (bits, other, other._version))
+            self.about.keep(self._name, bits if self._other is None else (bits, contents(self._other)))
         return Mask(self.about.session, bits, order)
 
 
