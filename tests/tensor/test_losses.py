@@ -102,6 +102,20 @@ def test_images_and_single_rows() -> None:
     matches(nn.CrossEntropyLoss(reduction="none"), IMAGES, MAPS, public=(1,), ulps=3, grad_ulps=4)
 
 
+def test_linear_cross_entropy() -> None:
+    weight, bias = grid(CLASSES, 4, seed=21), grid(CLASSES, seed=22)
+    matches(
+        lambda x, w, b: F.linear_cross_entropy(x, w, LABELS, linear_bias=b), X[:, :4], weight, bias, ulps=4, grad_ulps=4
+    )
+    matches(
+        lambda x, w: F.linear_cross_entropy(x, w, MAPS[0, :2].repeat(3, 1), reduction="sum"),
+        X[:, :4],
+        grid(5, 3, 4),
+        ulps=9,
+        grad_ulps=9,
+    )
+
+
 def test_public_scores_of_secret_targets() -> None:
     for target in (LABELS, PROBABILITIES):
         found = F.cross_entropy(X, encml.share(target))
