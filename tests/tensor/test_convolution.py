@@ -14,6 +14,7 @@ from torch import nn
 
 import encml
 from encml import Session
+from encml.errors import InvalidTensor
 from encml.tensor.secret import settle_all
 from encml.tensor.shared import secret
 
@@ -156,6 +157,38 @@ def test_conv2d_of_views_and_without_a_batch() -> None:
     matches(lambda a, w: F.conv2d(a[None, :, ::2], w.flip(-1)), x, weight)
     matches(lambda a, w: F.conv2d(a[None, :, :1].expand(2, 4, 5, 6), w), x, weight)
     matches(lambda a, w: F.conv_transpose2d(a, w.transpose(0, 1)), x, weight)
+
+
+UNFIT: list[tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = [
+    ((1, 3, 5, 5), (4, 5, 3, 3), {}),
+    ((1, 3, 5, 5), (4, 3, 7, 7), {}),
+    ((1, 4, 5, 5), (3, 2, 3, 3), {"groups": 2}),
+    ((1, 3, 5, 5), (4, 3, 3, 3), {"stride": 0}),
+    ((1, 3, 5, 5), (4, 3, 3, 3), {"padding": -1}),
+    ((1, 3, 5, 5), (4, 3, 3, 3), {"dilation": 0}),
+    ((1, 3, 5, 5), (4, 3, 3, 3), {"bias": torch.ones(5)}),
+    ((1, 3, 0, 5), (4, 3, 3, 3), {}),
+    ((1, 3, 5, 5), (0, 3, 3, 3), {}),
+    ((3, 5, 5), (4, 3, 3), {}),
+]
+
+
+@pytest.mark.parametrize(("shape", "kernel", "settings"), UNFIT, ids=str)
+@pytest.mark.parametrize("both", [False, True])
+def test_shapes_that_do_not_fit_are_refused(shape: Any, kernel: Any, settings: dict[str, Any], both: bool) -> None:
+    """PyTorch checks them below where secrets branch off; the compiled loops would read past their arrays."""
+    x, weight = encml.share(torch.ones(shape)), torch.ones(kernel)
+    with pytest.raises(RuntimeError):
+        F.conv2d(torch.ones(shape), weight, **settings)
+    with pytest.raises((InvalidTensor, IndexError)):
+        F.conv2d(x, encml.share(weight) if both else weight, **settings)
+
+
+def test_unfit_shapes_of_a_transposed_convolution_are_refused() -> None:
+    x = encml.share(torch.ones(1, 3, 5, 5))
+    for weight, options in [((4, 2, 3, 3), {}), ((3, 2, 3, 3), {"padding": 9}), ((3, 2, 3, 3), {"groups": 2})]:
+        with pytest.raises(InvalidTensor):
+            F.conv_transpose2d(x, torch.ones(weight), **options)
 
 
 # ReLU ----------------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from encml.errors import InvalidTensor
 from encml.ring.kernels import loops
 from encml.ring.kernels.loops import Three, flat, rows
 
@@ -27,12 +28,16 @@ _PLACES = 512
 
 
 def convolution(x: Tensor, weight: Tensor, stride: Sizes, padding: Sizes, dilation: Sizes, groups: int) -> Tensor:
-    """Cross-correlation, x (N, C, *size) with weight (O, C / groups, *kernel), as torch.nn.functional.conv1d to 3d."""
+    """Cross-correlation, x (N, C, *size) with weight (O, C / groups, *kernel), as torch.nn.functional.conv1d to 3d.
+
+    Raises InvalidTensor, as the other two do, if the shapes do not fit together.
+    """
+    _check_steps(x.ndim - 2, weight.ndim - 2, stride, padding, dilation)
     output = [
         (n + 2 * p - d * (k - 1) - 1) // s + 1
         for n, k, s, p, d in zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
     ]
-    plan = _Plan.of(len(x), weight, x.shape[2:], output, stride, padding, dilation, groups)
+    plan = _Plan.of(x.shape, weight.shape, (len(x), len(weight), *output), stride, padding, dilation, groups)
     images = _solid(x)
     if plan.depthwise:
         result = x.new_zeros(len(x), len(weight), *output)
@@ -57,13 +62,15 @@ def input_gradient(
     gradient: Tensor, weight: Tensor, size: Sizes, stride: Sizes, padding: Sizes, dilation: Sizes, groups: int
 ) -> Tensor:
     """The adjoint of ``convolution`` in x: gradient (N, O, *output) to (N, C, *size); a transposed convolution."""
-    plan = _Plan.of(len(gradient), weight, size, gradient.shape[2:], stride, padding, dilation, groups)
+    _check_steps(gradient.ndim - 2, weight.ndim - 2, stride, padding, dilation)
+    image = len(gradient), weight.shape[1] * groups, *size
+    plan = _Plan.of(image, weight.shape, gradient.shape, stride, padding, dilation, groups)
     if plan.pointwise:
         turned = weight.reshape(groups, plan.outputs, plan.inner).transpose(1, 2)
         return convolution(
             gradient, turned.reshape(-1, plan.outputs, *weight.shape[2:]), stride, padding, dilation, groups
         )
-    result = gradient.new_zeros(len(gradient), plan.inner * groups, *size)
+    result = gradient.new_zeros(image)
     target = _solid(result)
     if plan.depthwise:
         plan.depthwise_into(1, target, weight, gradient)
@@ -84,8 +91,9 @@ def weight_gradient(
     x: Tensor, gradient: Tensor, size: Sizes, stride: Sizes, padding: Sizes, dilation: Sizes, groups: int
 ) -> Tensor:
     """The adjoint of ``convolution`` in the weight: x (N, C, *), gradient (N, O, *output) to (O, C / groups, *size)."""
+    _check_steps(x.ndim - 2, len(size), stride, padding, dilation)
     weight = x.new_zeros(gradient.shape[1], x.shape[1] // groups, *size)
-    plan = _Plan.of(len(x), weight, x.shape[2:], gradient.shape[2:], stride, padding, dilation, groups)
+    plan = _Plan.of(x.shape, weight.shape, gradient.shape, stride, padding, dilation, groups)
     images = _solid(x)
     if plan.depthwise:
         plan.depthwise_into(2, images, weight, gradient)
@@ -207,19 +215,25 @@ class _Plan:
 
     @classmethod
     def of(
-        cls,
-        images: int,
-        weight: Tensor,
-        size: Sizes,
-        output: Sizes,
-        stride: Sizes,
-        padding: Sizes,
-        dilation: Sizes,
-        groups: int,
+        cls, image: Sizes, weight: Sizes, result: Sizes, stride: Sizes, padding: Sizes, dilation: Sizes, groups: int
     ) -> _Plan:
+        """Of the shapes of images, weight and result; the loops rely on what is checked here."""
+        n, channels, *size = image
+        outputs, inner, *kernel = weight
+        shapes = f"images {tuple(image)}, weight {tuple(weight)}, result {tuple(result)}, groups {groups}"
+        if channels != groups * inner or outputs % groups or (n, outputs) != tuple(result[:2]):
+            raise InvalidTensor(
+                f"convolution of {shapes}: the weight must be (O, C / groups, ...) for images (N, C, ...) and a result "
+                "(N, O, ...)"
+            )
+        if min(outputs, inner, *size, *kernel, *result[2:]) < 1:
+            raise InvalidTensor(
+                f"convolution of {shapes}: only the batch may be empty, and no window exceeds its image"
+            )
         steps = _three(stride, 1), _three(padding, 0), _three(dilation, 1)
-        kernel, outputs = _three(weight.shape[2:], 1), len(weight) // groups
-        return cls(images, groups, weight.shape[1], outputs, kernel, _three(size, 1), _three(output, 1), steps)
+        return cls(
+            n, groups, inner, outputs // groups, _three(kernel, 1), _three(size, 1), _three(result[2:], 1), steps
+        )
 
     @property
     def taps(self) -> int:
@@ -265,6 +279,19 @@ class _Plan:
         step = max(1, _TILE // (self.taps * block.places))
         for channel in range(0, self.inner, step):
             yield _Tile(self, block, group, channel, min(step, self.inner - channel))
+
+
+def _check_steps(dims: int, window: int, stride: Sizes, padding: Sizes, dilation: Sizes) -> None:
+    if not (1 <= dims <= 3 and dims == window == len(stride) == len(padding) == len(dilation)):
+        raise InvalidTensor(
+            f"convolution of images of {dims} dimensions with windows of {window}, and {len(stride)} strides, "
+            f"{len(padding)} paddings, {len(dilation)} dilations: expected 1 to 3 of each, equally many"
+        )
+    if min(*stride, *dilation) < 1 or min(padding) < 0:
+        raise InvalidTensor(
+            f"convolution with stride {list(stride)}, padding {list(padding)}, dilation {list(dilation)}: stride and "
+            "dilation start at 1, padding at 0"
+        )
 
 
 def _three(values: Sizes, missing: int) -> Three:

@@ -14,6 +14,7 @@ from types import EllipsisType
 import torch
 from torch import Tensor
 
+from encml.errors import InvalidTensor
 from encml.ring import kernels
 from encml.tensor.handlers.arithmetic import add_secrets
 from encml.tensor.handlers.common import as_secret, bilinear, result_dtype, session_of, wrap
@@ -57,6 +58,11 @@ def convolution(
         plain = torch.convolution(x, weight, None, stride, padding, dilation, transposed, output_padding, groups)
         result = as_secret(plain, session)
     if bias is not None:
+        if bias.shape != result.shape[1:2]:
+            raise InvalidTensor(
+                f"convolution: a bias of shape {tuple(bias.shape)} for a result of shape {tuple(result.shape)}; "
+                f"expected one number for each of its {result.shape[1]} channels"
+            )
         addend = as_secret(bias, session)
         addend = addend.like(addend.terms.reshape(-1, bias.numel(), *(1,) * len(size)))
         result = add_secrets(result, addend, into_left=True)
