@@ -1,6 +1,6 @@
 """Cross-entropy as a whole, which is cheaper than the operators that PyTorch takes it apart into.
 
-For public or secret classes or probabilities, times their weights, as rows t; with p the softmax of x and r a row's sum,
+For public or secret classes or probabilities, with their weights, as rows t; p the softmax of x, r the sum of a row,
 
     loss = -sum t (x - max - log(sum of exp)),    gradient = r p - t.
 
