@@ -187,3 +187,28 @@ def test_weighted_bags() -> None:
         matches(f, grid(4, 3), grid(2, 2, seed=1), ulps=2, grad_ulps=4, strides=False, public=public)
     with pytest.raises(UnsupportedOperation, match="max"):
         torch.nn.functional.embedding_bag(indices, encml.share(grid(4, 3)), mode="max")
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "nearest", "bicubic"])
+def test_sampling_at_public_places(mode: str) -> None:
+    image, places = grid(2, 3, 4, 5), grid(2, 3, 3, 2, seed=1, low=-1.25, high=1.25)
+
+    def f(image: Tensor, places: Tensor) -> Tensor:
+        return torch.nn.functional.grid_sample(image, places.detach(), mode=mode, align_corners=False)
+
+    matches(f, image, places, ulps=4, grad_ulps=4, public=[1], strides=False)
+    with pytest.raises(UnsupportedOperation, match="secret grid"):
+        f(encml.share(image), encml.share(places))
+
+
+def test_histograms() -> None:
+    x = torch.tensor([-3.0, -1, -0.5, 0, 0.25, 0.5, 1, 1, 5]).double()
+    for arguments in ((4, -1, 1), (8, 0, 0), (1, -1, 1)):
+        matches(lambda x, a=arguments: torch.histc(x, *a), x, ulps=0, backward=False)
+
+
+@pytest.mark.parametrize("name", ["chebyshev_polynomial_u", "hermite_polynomial_he", "legendre_polynomial_p"])
+def test_polynomials_of_a_public_degree(name: str) -> None:
+    f, degrees = getattr(torch.special, name), torch.tensor([-1, 0, 1, 2, 3, 4])
+    matches(lambda x, n: f(x, n), grid(6), degrees, ulps=64, backward=False, public=[1], strides=False)
+    matches(lambda x: f(x, 3), grid(6), ulps=64, backward=False)

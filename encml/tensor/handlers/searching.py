@@ -7,6 +7,7 @@ from torch import Tensor
 
 from encml.errors import UnsupportedOperation
 from encml.tensor.public import Operand
+from encml.tensor.shared import SharedTensor
 
 
 def searchsorted(
@@ -38,3 +39,12 @@ def isin(elements: Operand, among: Operand, *, assume_unique: bool = False, inve
     one = elements.unsqueeze(-1) if isinstance(elements, Tensor) else torch.as_tensor(elements)
     found = torch.any(torch.eq(one, among.reshape(-1) if isinstance(among, Tensor) else among), -1)
     return torch.logical_not(found) if invert else found
+
+
+def histc(x: SharedTensor, bins: int = 100, min: float = 0, max: float = 0) -> Tensor:
+    """histc: how many are in each bin, by a comparison with each edge. The edges are secret if they are not given."""
+    ends: tuple[Operand, Operand] = (min, max) if min != max else (torch.amin(x), torch.amax(x))
+    part = torch.linspace(0, 1, bins + 1, dtype=torch.float64)[:-1]
+    edges = ends[0] * (1 - part) + ends[1] * part
+    from_here = torch.cat([torch.ge(x.reshape(-1, 1), edges), torch.gt(x.reshape(-1, 1), ends[1])], 1).sum(0)
+    return (from_here[:-1] - from_here[1:]).to(x.dtype)

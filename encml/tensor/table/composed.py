@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from encml.tensor.handlers import bags, creation, distances, groups, searching
+from encml.tensor.handlers import bags, creation, distances, groups, sampling, searching
 
 aten = torch.ops.aten
 
@@ -18,6 +18,11 @@ HANDLERS: dict[Any, Callable[..., Any]] = {
     aten._embedding_bag_forward_only.default: bags.embedding_bag,
     aten._embedding_bag_backward.default: bags.embedding_bag_backward,
     aten._embedding_bag_per_sample_weights_backward.default: bags.embedding_bag_weights_backward,
+    aten.grid_sampler_2d.default: sampling.grid_sampler(aten.grid_sampler_2d.default),
+    aten.grid_sampler_3d.default: sampling.grid_sampler(aten.grid_sampler_3d.default),
+    aten.grid_sampler_2d_backward.default: sampling.grid_sampler_backward(aten.grid_sampler_2d.default),
+    aten.grid_sampler_3d_backward.default: sampling.grid_sampler_backward(aten.grid_sampler_3d.default),
+    aten.histc.default: searching.histc,
     aten.searchsorted.Tensor: searching.searchsorted,
     aten.searchsorted.Scalar: searching.searchsorted,
     aten.bucketize.Tensor: searching.bucketize,

@@ -7,9 +7,24 @@ from typing import Any
 
 import torch
 
-from encml.tensor.handlers import inverses, logarithms
+from encml.tensor.handlers import inverses, logarithms, polynomials
 
 aten = torch.ops.aten
+
+_POLYNOMIALS = {
+    aten.special_chebyshev_polynomial_t: polynomials.CHEBYSHEV_T,
+    aten.special_chebyshev_polynomial_u: polynomials.CHEBYSHEV_U,
+    aten.special_chebyshev_polynomial_v: polynomials.CHEBYSHEV_V,
+    aten.special_chebyshev_polynomial_w: polynomials.CHEBYSHEV_W,
+    aten.special_shifted_chebyshev_polynomial_t: polynomials.SHIFTED_T,
+    aten.special_shifted_chebyshev_polynomial_u: polynomials.SHIFTED_U,
+    aten.special_shifted_chebyshev_polynomial_v: polynomials.SHIFTED_V,
+    aten.special_shifted_chebyshev_polynomial_w: polynomials.SHIFTED_W,
+    aten.special_hermite_polynomial_h: polynomials.HERMITE_H,
+    aten.special_hermite_polynomial_he: polynomials.HERMITE_HE,
+    aten.special_laguerre_polynomial_l: polynomials.LAGUERRE_L,
+    aten.special_legendre_polynomial_p: polynomials.LEGENDRE_P,
+}
 
 HANDLERS: dict[Any, Callable[..., Any]] = {
     aten.asin.default: inverses.asin,
@@ -32,4 +47,6 @@ HANDLERS: dict[Any, Callable[..., Any]] = {
     aten.signbit.default: logarithms.signbit,
     aten.copysign.Tensor: logarithms.copysign,
     aten.copysign.Scalar: logarithms.copysign,
+    **{op.default: polynomials.polynomial(family) for op, family in _POLYNOMIALS.items()},
+    **{op.n_scalar: polynomials.polynomial(family) for op, family in _POLYNOMIALS.items()},
 }

@@ -78,6 +78,7 @@ HANDLERS: dict[Any, Callable[..., Any]] = {
     aten.unfold_backward.default: each_term(aten.unfold_backward.default),
     # Copies and linear rearrangements
     aten.clone.default: copies.clone,
+    aten.conj_physical.default: copies.clone,
     aten._to_copy.default: rounding.to_copy,
     aten.nan_to_num.default: copies.number,
     aten.cat.default: join(torch.cat),
