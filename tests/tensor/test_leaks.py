@@ -121,8 +121,7 @@ PLAIN: list[Callable[[SharedTensor], Any]] = [
     lambda x: x.share_memory_(),
     lambda x: x.unique(),
     lambda x: x.nonzero(),
-    lambda x: torch.histc(x),
-    lambda x: x.masked_select(torch.tensor(True)),
+    lambda x: x.masked_select(x > 0),
     lambda x: torch.ones(3)[x > 0],
     lambda x: x.__cuda_array_interface__,
 ]
@@ -154,7 +153,7 @@ def test_what_makes_a_tensor_of_a_tensor_keeps_the_secret() -> None:
 
 
 FAILING: list[Callable[[SharedTensor], Any]] = [
-    lambda x: x.exp(),
+    lambda x: torch.fft.fft(x),
     lambda x: x + "a",
     lambda x: x @ x @ x[None],
     lambda x: x.view(7),
@@ -164,7 +163,6 @@ FAILING: list[Callable[[SharedTensor], Any]] = [
     lambda x: x[5],
     lambda x: x[:, torch.tensor([9])],
     lambda x: x / 0,
-    lambda x: x**0.5,
     lambda x: x + torch.full((2, 3), math.nan),
     lambda x: x * 1e300,
     lambda x: x.copy_(torch.ones(4)),
@@ -221,24 +219,12 @@ def test_share_memory_does_not_crash_a_model() -> None:
 @pytest.mark.parametrize(
     ("operation", "name", "advice"),
     [
-        (lambda x: x.softmax(-1), "_softmax", "reveal"),
-        (lambda x: F.log_softmax(x, -1), "_log_softmax", "reveal"),
-        (lambda x: x.exp(), "exp", "not there yet"),
-        (lambda x: x.log(), "log", "not there yet"),
-        (lambda x: x.sigmoid(), "sigmoid", "not there yet"),
-        (lambda x: x.tanh(), "tanh", "not there yet"),
-        (lambda x: F.gelu(x), "gelu", "not there yet"),
-        (lambda x: x.sqrt(), "sqrt", "not there yet"),
-        (lambda x: F.max_pool2d(x[None], 2), "max_pool2d", "avg_pool2d"),
-        (lambda x: F.adaptive_avg_pool2d(x[None], 2), "adaptive_avg_pool2d", "avg_pool2d"),
         (lambda x: torch.randn_like(x), "randn_like", "share"),
         (lambda x: torch.native_dropout(x, 0.5, True), "native_dropout", "F.dropout"),
         (lambda x: torch.ones(2, 4)[x > 0], "mask", "torch.where"),
         (lambda x: x.unique(), "_unique2", "torch.where"),
         (lambda x: torch.ones(8).index_fill(0, (x[0] > 0).long(), 1.0), "index", "gather"),
-        (lambda x: x.reciprocal(), "reciprocal", "division by a secret"),
-        (lambda x: x // 2, "floor_divide", "not there yet"),
-        (lambda x: torch._foreach_add([x], 1), "_foreach_add", "foreach"),
+        (lambda x: torch._foreach_exp([x]), "_foreach_exp", "foreach"),
         (lambda x: torch.fft.fft(x), "fft", ""),
         (lambda x: torch.linalg.svd(x), "svd", ""),
     ],
@@ -255,7 +241,7 @@ def test_what_is_not_supported_says_so(operation: Callable[[Tensor], Any], name:
 def test_nothing_is_sent_by_an_operation_that_is_refused(session: Session) -> None:
     x = encml.share(torch.rand(2, 4))
     before = session.ledger.total.rounds
-    for f in (lambda: x.exp(), lambda: x.softmax(-1), lambda: torch.zeros(2, 4).add_(x), lambda: x / x):
+    for f in (lambda: torch.fft.fft(x), lambda: x.half(), lambda: torch.zeros(2, 4).add_(x), lambda: x.unique()):
         with pytest.raises(EncmlError):
             f()
     assert session.ledger.total.rounds == before
