@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import encml
 from encml import Session, UnsupportedOperation
+from encml.errors import InvalidTensor
 
 SHAPES = [(), (0,), (1,), (70,), (3, 5), (2, 0, 3)]
 EDGES = torch.tensor([-3.0, -1.0, -0.5, -ULP, 0.0, ULP, 0.5, 1.0, 3.0, 6.0, 6 + ULP, 2.0**29, -(2.0**29)]).double()
@@ -163,6 +164,11 @@ def test_heaviside_and_tests_for_what_fixed_point_lacks() -> None:
     y = x + torch.tensor([0, 1e-3] * 6 + [0.0])
     near(torch.isclose(shared, encml.share(y), atol=1e-2).reveal(), torch.isclose(x, y, atol=1e-2), 0)
     near(torch.isclose(shared, encml.share(y), rtol=0, atol=1e-4).reveal(), torch.isclose(x, y, rtol=0, atol=1e-4), 0)
+
+
+def test_a_clamp_has_a_bound() -> None:
+    with pytest.raises(InvalidTensor, match="bound"):
+        encml.share(grid(3)).clamp()
 
 
 def test_integers_and_bools() -> None:

@@ -98,6 +98,14 @@ def test_like_the_public_index(name: str, hidden: str) -> None:
         matches(lambda t: f(t, picked if isinstance(t, encml.SharedTensor) else i), x, ulps=0, grad_ulps=0)
 
 
+@pytest.mark.parametrize("shape", [(2,), (4, 1), (1, 1, 1), ()])
+def test_indices_that_do_not_fit(shape: tuple[int, ...]) -> None:
+    x, i = encml.share(grid(3, 2)), encml.share(torch.zeros(shape, dtype=torch.int64))
+    for f in (lambda: x.gather(1, i), lambda: x.scatter_add(1, i, x), lambda: x.scatter(1, i, 1.0)):
+        with pytest.raises(InvalidTensor, match="dimensions"):
+            f()
+
+
 def test_assignment() -> None:
     a, i = grid(5, 4), torch.tensor([3, 1])
     x = encml.share(a)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from encml.errors import UnsupportedOperation
+from encml.errors import InvalidTensor, UnsupportedOperation
 from encml.ring.layout import stack
 from encml.tensor.handlers.arithmetic import add, add_secrets, mul, scale, sub
 from encml.tensor.handlers.chance import coin_uniform
@@ -62,6 +62,8 @@ def clamp(x: Tensor, low: Operand | None = None, high: Operand | None = None) ->
     Public bounds: x + [x < low] (low - x) + [high < x] (high - x), both comparisons in one batch: 10 rounds; 33.4 B a
     party and element for one bound, 61.4 B for two. Secret bounds: maximum, then minimum.
     """
+    if low is None and high is None:
+        raise InvalidTensor("clamp: give a lower bound, an upper one, or both")
     dtype = result_dtype(x, *(bound for bound in (low, high) if bound is not None))
     if not isinstance(x, SharedTensor) or isinstance(low, SharedTensor) or isinstance(high, SharedTensor):
         result: Tensor = x
