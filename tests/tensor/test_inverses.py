@@ -33,6 +33,7 @@ def within(name: str, x: Tensor, ulps: float, relative: float = 0.0) -> None:
         ("asinh", BOTH, 8),
         ("acosh", SIZES[SIZES >= 1], 8),
         ("atanh", UNIT[UNIT.abs() < 1], 4),
+        ("erfinv", UNIT[UNIT.abs() < 1], 6),
     ],
 )
 def test_over_the_domain(name: str, x: Tensor, ulps: float) -> None:
@@ -62,6 +63,8 @@ def test_all_quadrants() -> None:
         lambda x: torch.hypot(x, x + 3),
         lambda x: torch.logaddexp2(x, 1 - x),
         lambda x: torch.special.entr(x + 3),
+        lambda x: torch.erfinv(x / 4),
+        lambda x: torch.special.ndtri(x / 8 + 0.5),
         lambda x: torch.copysign(x, x - 1),
     ],
 )

@@ -19,7 +19,7 @@ from encml.tensor.handlers.curves import divide, log, on_curve, reciprocal, sqrt
 from encml.tensor.handlers.rounding import with_sign
 from encml.tensor.handlers.signs import Mask, below, chosen
 from encml.tensor.public import Number
-from encml.tensor.secret import Secret
+from encml.tensor.secret import Secret, settle_all
 from encml.tensor.shared import SharedTensor, secret
 
 _arctan_8 = on_curve(Curve("atan", lambda x: np.arctan(x / 8), FINE, -math.pi / 4, math.pi / 4))
@@ -99,3 +99,43 @@ def _either(mask: Mask, yes: Secret, no: Secret) -> Secret:
 
 def _or_number(mask: Mask, number: Number, x: SharedTensor) -> SharedTensor:
     return wrap(_either(mask, as_secret(number, x.session), secret(x)), x.dtype)
+
+
+_NEAR = (
+    *(1.50140941, 0.246640727, -0.00417768164, -0.00125372503, 0.00021858087),
+    *(-4.39150654e-06, -3.5233877e-06, 3.43273939e-07, 2.81022636e-08),
+)
+_FAR = (
+    *(2.83297682, 1.00167406, 0.00943887047, -0.0076224613, 0.00573950773),
+    *(-0.00367342844, 0.00134934322, 0.000100950558, -0.000200214257),
+)
+
+
+def erfinv(x: SharedTensor) -> SharedTensor:
+    """erfinv: x p(w) with w = -log(1 - x^2), and another polynomial of sqrt(w) from w = 5 on (Giles 2010).
+
+    The powers are made first, so that the error of each is multiplied by its small coefficient alone.
+    """
+    w = neg(add(log(rsub(x, 1)), log(add(x, 1))))
+    (far,) = below((5, secret(w)))
+    z = wrap(_either(far, secret(sub(sqrt(w), 3)), secret(sub(w, 2.5))), x.dtype)
+    second = mul(z, z)
+    powers = [z, second, mul(second, z), mul(second, second)]
+    powers += [mul(powers[3], power) for power in powers]
+    near, away = (
+        _sum_of_powers(secret(sub(z, z)), [secret(power) for power in powers], series) for series in (_NEAR, _FAR)
+    )
+    return mul(x, wrap(_either(far, away, near), x.dtype))
+
+
+def ndtri(x: SharedTensor) -> SharedTensor:
+    """special_ndtri: sqrt(2) erfinv(2 x - 1)."""
+    return wrap(scale(secret(erfinv(sub(_times(x, 2), 1))), math.sqrt(2)), x.dtype)
+
+
+def _sum_of_powers(total: Secret, powers: list[Secret], coefficients: tuple[float, ...]) -> Secret:
+    settle_all(*powers)
+    total = add_secrets(total, as_secret(coefficients[0], total.session))
+    for power, coefficient in zip(powers, coefficients[1:], strict=True):
+        total = add_secrets(total, scale(power, coefficient))
+    return total

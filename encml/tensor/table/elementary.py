@@ -34,6 +34,8 @@ HANDLERS: dict[Any, Callable[..., Any]] = {
     aten.asinh.default: inverses.asinh,
     aten.acosh.default: inverses.acosh,
     aten.atanh.default: inverses.atanh,
+    aten.erfinv.default: inverses.erfinv,
+    aten.special_ndtri.default: inverses.ndtri,
     aten.xlogy.Tensor: logarithms.xlogy,
     aten.xlogy.Scalar_Self: logarithms.xlogy,
     aten.xlogy.Scalar_Other: logarithms.xlogy,
