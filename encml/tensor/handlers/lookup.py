@@ -169,8 +169,8 @@ class _Columns:
     """An operand and a secret index with the dimension ``place`` (behind the leading axis) in front of the others."""
 
     def __init__(self, x: Tensor, place: int, index: SharedTensor) -> None:
-        others = zip(x.shape, index.shape, strict=False)
-        within = all(size <= most for d, (most, size) in enumerate(others) if d != place - 1)
+        pairs = zip(x.shape, index.shape, strict=False)
+        within = all(size <= most for d, (most, size) in enumerate(pairs) if d != place - 1)
         if max(x.ndim, 1) != max(index.ndim, 1) or not within:
             raise InvalidTensor(
                 f"an index of shape {tuple(index.shape)} for a tensor of shape {tuple(x.shape)}: expected as many "
