@@ -109,6 +109,13 @@ def test_area_interpolation_is_an_adaptive_average() -> None:
     matches(lambda a: F.interpolate(a, size=(3, 4), mode="area"), grid(1, 2, 7, 8), ulps=4, grad_ulps=28)
 
 
+@pytest.mark.parametrize(("dims", "norm"), [(1, 2), (2, 2), (2, 1)])
+def test_lp_pools(dims: int, norm: int) -> None:
+    """Powers, an average pool, a product with the window's size of up to 4, and a root of values from 0.2."""
+    pool = {1: F.lp_pool1d, 2: F.lp_pool2d}[dims]
+    matches(lambda a: pool(a, norm, 2), grid(2, 3, *(6, 6)[:dims], low=0.2), ulps=40, grad_ulps=400)
+
+
 # Maxima --------------------------------------------------------------------------------------------------------------
 
 MAX: dict[int, Any] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}

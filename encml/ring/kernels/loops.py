@@ -21,7 +21,6 @@ Three = tuple[int, int, int]
 Five = tuple[int, int, int, int, int]
 
 _compiled: Callable[[Any], Any] = numba.njit(cache=True, nogil=True)
-_inlined: Callable[[Any], Any] = numba.njit(cache=True, nogil=True, inline="always")
 
 
 _DEPTH, _ROWS = 1024, 64
@@ -29,21 +28,21 @@ _DEPTH, _ROWS = 1024, 64
 _ONE, _TWO, _THREE, _FOUR = np.uint64(1), np.uint64(2), np.uint64(3), np.uint64(4)
 
 
-@_inlined
+@_compiled
 def _inside(outputs: int, stride: int, shift: int, size: int) -> tuple[int, int]:
     """The outputs q, from the first up to before the last, with 0 <= q * stride + shift < size."""
     low = min(max(0, -(shift // stride)), outputs)
     return low, max(low, min(outputs, (size - 1 - shift) // stride + 1))
 
 
-@_inlined
+@_compiled
 def _zero(to: Array, start: int, count: int) -> None:
     place = np.uint64(start)
     for q in range(np.uint64(count)):
         to[place + q] = 0
 
 
-@_inlined
+@_compiled
 def _copy(to: Array, start: int, source: Array, first: int, step: int, count: int) -> None:
     """to[start + q] = source[first + q * step]"""
     place, origin, wide = np.uint64(start), np.uint64(first), np.uint64(step)
@@ -61,7 +60,7 @@ def _copy(to: Array, start: int, source: Array, first: int, step: int, count: in
             to[place + q] = source[origin + q * wide]
 
 
-@_inlined
+@_compiled
 def _add(to: Array, first: int, step: int, source: Array, start: int, factor: int, count: int) -> None:
     """to[first + q * step] += factor * source[start + q]"""
     place, origin, wide = np.uint64(start), np.uint64(first), np.uint64(step)
@@ -73,7 +72,7 @@ def _add(to: Array, first: int, step: int, source: Array, start: int, factor: in
             to[origin + q * wide] += factor * source[place + q]
 
 
-@_inlined
+@_compiled
 def _take(to: Array, start: int, source: Array, first: int, step: int, factor: int, count: int) -> None:
     """to[start + q] += factor * source[first + q * step]"""
     place, origin, wide = np.uint64(start), np.uint64(first), np.uint64(step)
@@ -85,7 +84,7 @@ def _take(to: Array, start: int, source: Array, first: int, step: int, factor: i
             to[place + q] += factor * source[origin + q * wide]
 
 
-@_inlined
+@_compiled
 def _dot(left: Array, start: int, right: Array, first: int, step: int, count: int) -> np.int64:
     """The sum of left[start + q] * right[first + q * step]."""
     place, origin, wide = np.uint64(start), np.uint64(first), np.uint64(step)

@@ -6,6 +6,9 @@ tournament over whole windows, which has fewer rounds.
 
 Which place won stays secret, as one bit a place that is kept for backward, so nothing is compared there. The indices of
 the maxima are worked out from these bits when they are used, and only then.
+
+A ReLU after a maximum pool gives what it gives before it, and compares a quarter as many elements or fewer: models that
+leave the order open should pool first.
 """
 
 from __future__ import annotations
