@@ -10,34 +10,19 @@ from encml.errors import SecretError, UnsupportedOperation
 
 ADVICE = "call reveal() to open it to all parties first, if that is what you mean"
 
-_NOT_YET = "it is not there yet; reveal() the input first if it may be seen"
-_DIVISION = "division by a secret is not there yet; divide by public values"
-_ADAPTIVE = (
-    "Adam, RMSprop and their kin divide by a root that fixed point cannot hold; use torch.optim.SGD, with momentum"
-)
 _FOREACH = "leave foreach and fused at their defaults; foreach=True works for SGD and for clipping gradients"
 _NOISE = "noise that all parties would know hides nothing; let one party draw it, and share() it"
 _FRACTIONAL = "its windows are drawn at random, by each party anew; use max_pool2d or adaptive_max_pool2d"
-_LOOK_UP = "with a secret index use gather, scatter, scatter_add, index_select, index_add or x[index]"
 _COUNT = "how many elements it gives would show; multiply by the mask, or use torch.where"
 
 _ADVICE = {
-    **dict.fromkeys(("exp", "log", "log2", "log10", "log1p", "expm1", "logsumexp"), _NOT_YET),
-    **dict.fromkeys(("sigmoid", "tanh", "gelu", "silu", "elu", "softplus", "erf", "sin", "cos", "mish"), _NOT_YET),
-    **dict.fromkeys(("_softmax", "_log_softmax", "log_sigmoid_forward"), _NOT_YET),
-    **dict.fromkeys(("sqrt", "rsqrt"), _NOT_YET),
-    **dict.fromkeys(("reciprocal", "pow_Tensor_Tensor", "atan2"), _DIVISION),
     **dict.fromkeys(("fractional_max_pool2d", "fractional_max_pool3d"), _FRACTIONAL),
-    **dict.fromkeys(("lerp", "addcmul", "addcdiv"), _ADAPTIVE),
     **dict.fromkeys(("rand_like", "randn_like", "randint_like", "bernoulli", "multinomial", "poisson"), _NOISE),
     **dict.fromkeys(("normal", "uniform", "random", "exponential", "cauchy", "geometric", "log_normal"), _NOISE),
     "native_dropout": "use F.dropout",
     **dict.fromkeys(("nonzero", "masked_select", "unique", "_unique2", "unique_consecutive", "unique_dim"), _COUNT),
     "mode": "count with F.one_hot(x, classes).sum(0), and take the argmax of the counts",
     "embedding_renorm": "leave max_norm out, and scale the rows of the weight yourself",
-    **dict.fromkeys(("_embedding_bag", "_embedding_bag_forward_only"), "use F.embedding, and sum or average its rows"),
-    **dict.fromkeys(("index_copy", "index_fill", "scatter_reduce", "index_reduce"), _LOOK_UP),
-    **dict.fromkeys(("floor_divide", "remainder", "fmod", "floor", "ceil", "round", "trunc", "frac"), _NOT_YET),
 }
 
 
