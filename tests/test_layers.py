@@ -19,7 +19,7 @@ FLOORS = (
     ("mpc",),
     ("tensor",),
     ("optim",),
-    ("inspect",),
+    ("inspect", "coverage"),
     ("privacy",),
     ("federated",),
     ("serving",),
