@@ -67,6 +67,8 @@ CONVOLUTIONS: list[Case] = [
     ((2, 3, 5, 1), (9,), (3,), (2,), (1,), (1,)),
     ((2, 4, 8, 4), (11,), (2,), (1,), (3,), (4,)),
     ((1, 2, 3, 1), (2000,), (2,), (1,), (1,), (1,)),
+    ((2, 80, 70, 1), (4, 5), (3, 3), (1, 1), (1, 1), (1, 1)),
+    ((1, 70, 140, 2), (6, 6), (2, 2), (2, 2), (0, 0), (1, 1)),
     ((2, 2, 3, 1), (4, 5, 6), (3, 2, 1), (1, 2, 2), (1, 0, 1), (1, 2, 1)),
     ((2, 2, 2, 2), (5, 4, 4), (2, 2, 3), (2, 1, 1), (1, 2, 1), (2, 1, 1)),
 ]
@@ -280,7 +282,7 @@ def test_matrix_products(m: int, k: int, n: int, left: bool, right: bool) -> Non
         assert torch.equal(matmul(x[None].expand(3, m, k), y), expected.expand(3, m, n))
 
 
-@pytest.mark.parametrize(("m", "k", "n"), [(3, 2100, 131), (1, 1025, 65), (64, 30, 10)])
+@pytest.mark.parametrize(("m", "k", "n"), [(3, 2100, 131), (1, 1025, 65), (64, 30, 10), (65, 67, 12)])
 def test_large_matrix_products(m: int, k: int, n: int) -> None:
     x, y = large((m, k), 1), large((n, k), 2)
     expected = torch.stack([(row * y).sum(1) for row in x])

@@ -11,12 +11,12 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from encml.errors import InvalidTensor
 from encml.ring.kernels import loops
 from encml.ring.kernels.loops import Three, flat, rows
+from encml.ring.kernels.matrices import multiply_into
 
 Sizes = Sequence[int]
 """One number for every spatial dimension."""
@@ -52,7 +52,7 @@ def convolution(x: Tensor, weight: Tensor, stride: Sizes, padding: Sizes, dilati
             products = target[0] if len(target) == 1 else buffers.take("products", plan.outputs, block.places)
             for tile in plan.tiles(block, group):
                 patches = tile.patches(images, buffers)
-                products.addmm_(matrix[group, :, tile.columns], patches, beta=0 if tile.first else 1)
+                multiply_into(products, matrix[group, :, tile.columns], patches, add=not tile.first)
             if len(target) > 1:
                 loops.swap(products.view(plan.outputs, block.images, -1).numpy(), target.numpy())
     return result
@@ -82,7 +82,7 @@ def input_gradient(
             upstream = block.by_channel(gradient, group, plan, buffers)
             for tile in plan.tiles(block, group):
                 patches = buffers.take("patches", tile.rows, block.places)
-                torch.mm(matrix[group, tile.columns], upstream, out=patches)
+                multiply_into(patches, matrix[group, tile.columns], upstream, add=False)
                 tile.lay(target, patches, back=True)
     return result
 
