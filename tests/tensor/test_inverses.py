@@ -90,3 +90,8 @@ def test_signs() -> None:
 def test_powers_of_two() -> None:
     matches(torch.ldexp, grid(6), torch.tensor([0.0, 1, -1, 3, -3, 10]).double(), ulps=1, backward=False, public=[1])
     matches(torch.ldexp, grid(6), torch.tensor([0.0, 1, -1, 3, -3, 1]).double(), ulps=24, backward=False)
+
+
+def test_sinc_near_and_far() -> None:
+    x = torch.cat([torch.linspace(-1, 1, 41), torch.tensor([0.0, ULP, -ULP, 0.25, 0.25 - ULP, 7.5, -30.25, 100.5])])
+    matches(torch.sinc, x.double().div(ULP).round().mul(ULP), ulps=8, grad_ulps=24)

@@ -15,6 +15,7 @@ from encml.tensor.functions import (
     norms,
     pooling,
     recurrent,
+    sinc,
     traps,
 )
 from encml.tensor.table.contents import merged
@@ -30,4 +31,5 @@ FUNCTIONS = merged(
     norms.FUNCTIONS,
     losses.FUNCTIONS,
     pooling.FUNCTIONS,
+    sinc.FUNCTIONS,
 )
