@@ -20,6 +20,7 @@ from torch import Tensor, nn
 import encml
 from encml import Session, SharedTensor
 from encml.errors import EncmlError, SecretError
+from encml.mpc.functions.exponent import exponents
 from encml.tensor.shared import secret
 
 MARK = 1234.5678
@@ -53,6 +54,21 @@ def test_what_is_printed() -> None:
     assert repr(x) == "SharedTensor(shape=(2, 3), dtype=torch.float64)"
     assert f"{x:.3f}" == repr(x)
     assert repr(leaf) == "SharedTensor(shape=(2,), dtype=torch.float64, requires_grad=True)"
+
+
+def test_what_a_secret_remembers_prints_no_share() -> None:
+    x = marked(2, 4)
+    results = (
+        torch.sigmoid(x), torch.tanh(x), x.relu(), x.softmax(1), x.log_softmax(1), *x.max(1), *x.sort(1), x.amax(1),
+        F.layer_norm(x, (4,)), F.batch_norm(x, None, None, training=True), x.maximum(x + 1),
+    )  # fmt: skip
+    F.nll_loss(results[4], torch.tensor([0, 1]))
+    facts = [fact for y in (x, *results) for fact in secret(y)._cell.facts.values()]
+    assert len(facts) > 8
+    for fact in facts:
+        assert "Secret" in repr(fact) or not re.search(r"\d{9}|tensor\(\[", repr(fact)), repr(fact)
+    found = exponents(x.session.parties, secret(x).payload.reshape(3, -1), 16, "test", signed=True)
+    assert not re.search(r"tensor\(", repr(found))
 
 
 PLAIN: list[Callable[[SharedTensor], Any]] = [
@@ -117,6 +133,9 @@ PLAIN: list[Callable[[SharedTensor], Any]] = [
     lambda x: x.storage(),
     lambda x: x.untyped_storage(),
     lambda x: x.data_ptr(),
+    lambda x: x.apply_(lambda value: value),
+    lambda x: x.map_(x, lambda value, other: value),
+    lambda x: x.map2_(x, x, lambda value, a, b: value),
     lambda x: x.view(torch.int64),
     lambda x: x.share_memory_(),
     lambda x: x.unique(),

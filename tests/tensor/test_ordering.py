@@ -151,6 +151,17 @@ def test_of_integers_bools_and_pending_products() -> None:
     near((encml.share(p) * encml.share(p)).max().reveal(), (p * p).max(), 1)
 
 
+@NAMES
+def test_the_result_of_one_element_has_memory_of_its_own(name: str) -> None:
+    x = encml.share(grid(1, 3))
+    values, _ = WITH_INDEX[name](x, 0)
+    values.view(-1)[0] = 5.0
+    near(x.reveal(), grid(1, 3), 0)
+    values, _ = WITH_INDEX[name](x, 0)
+    x[0, 0] = 7.0
+    near(values.reveal().view(-1), grid(1, 3).view(-1), 0)
+
+
 @pytest.mark.parametrize("f", [torch.cummax, torch.cummin])
 def test_running(f: Function) -> None:
     for shape, dim in [*CASES, ((2, 9), 1)]:

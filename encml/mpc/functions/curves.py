@@ -66,7 +66,7 @@ class Curve:
     slope: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Cells:
     """Where n values are: one-hot planes (S, 64, words) of cells, planes (S, words) of left and right of the grid."""
 

@@ -54,7 +54,7 @@ class Groups:
         return self.size * self.count - 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Exponents:
     """The exponents e of a payload's n values as one-hot planes: groups of positive values, of negative ones, places.
 

@@ -14,12 +14,20 @@ from encml.tensor.secret import Secret
 from encml.tensor.shared import SharedTensor
 
 
-def backward(self: Tensor, gradient: Tensor | None = None, *args: Any, **kwargs: Any) -> None:
-    """Tensor.backward; a plain gradient becomes a public secret, for secret ones will be added to it."""
+def backward(
+    self: Tensor,
+    gradient: Tensor | None = None,
+    retain_graph: bool | None = None,
+    create_graph: bool = False,
+    inputs: Any = None,
+) -> None:
+    """Tensor.backward; a plain gradient becomes a public secret, for secret ones will be added to it.
+
+    What a checkpoint computes anew on the way goes through the functions here as it did the first time.
+    """
     if isinstance(self, SharedTensor) and gradient is not None and not isinstance(gradient, SharedTensor):
         gradient = SharedTensor(Secret.of_public(self.session, gradient), gradient.dtype)
-    with torch._C.DisableTorchFunctionSubclass():
-        torch.Tensor.backward(self, gradient, *args, **kwargs)  # type: ignore[no-untyped-call]
+    torch.autograd.backward(self, gradient, retain_graph, create_graph, inputs=inputs)
 
 
 def set_data(x: Tensor, value: Tensor) -> None:
@@ -79,6 +87,9 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
             torch.Tensor.untyped_storage,
             torch.Tensor.storage,
             torch.Tensor.data_ptr,
+            torch.Tensor.apply_,
+            torch.Tensor.map_,
+            torch.Tensor.map2_,  # type: ignore[attr-defined]  # missing in the stub
             torch.Tensor.__dlpack__,
             torch.Tensor.__reduce_ex__,
             torch.equal,

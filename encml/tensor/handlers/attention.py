@@ -51,7 +51,7 @@ class _Columns:
         return from_order(columns.reshape(len(columns), *sizes), self._order).contiguous()
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class _Kept:
     """The softmax that belongs to a log-softmax: what it is made of, and itself once it was needed."""
 

@@ -106,7 +106,9 @@ def _largest(x: SharedTensor, dims: Dims, keepdim: bool, ways: tuple[int, ...]) 
 def _extreme(x: SharedTensor, dim: int, keepdim: bool, way: int) -> tuple[SharedTensor, SharedTensor]:
     value, parties = secret(x), x.session.parties
     payload, rest, kept = _columns(x, dim)
-    found, hot = ordering.maximum_and_winner(parties, payload if way > 0 else -payload)
+    # One entry is its own maximum, but the result has memory of its own.
+    columns = payload.clone() if payload.shape[1] == 1 else payload
+    found, hot = ordering.maximum_and_winner(parties, columns if way > 0 else -columns)
     shape = kept if keepdim else rest
     found = found.view(len(found), *shape)
     values = laid_out(value.like(found if way > 0 else -found), lambda t: torch.max(t, dim, keepdim).values, x)
