@@ -95,3 +95,13 @@ def test_powers_of_two() -> None:
 def test_sinc_near_and_far() -> None:
     x = torch.cat([torch.linspace(-1, 1, 41), torch.tensor([0.0, ULP, -ULP, 0.25, 0.25 - ULP, 7.5, -30.25, 100.5])])
     matches(torch.sinc, x.double().div(ULP).round().mul(ULP), ulps=8, grad_ulps=24)
+
+
+@pytest.mark.parametrize("name", ["lgamma", "digamma"])
+def test_gamma_functions(name: str) -> None:
+    right = torch.cat([torch.linspace(0.02, 12, 60), torch.tensor([16 * ULP, 0.5, 1, 2, 7.99, 8, 1000, 1e5])])
+    within(name, right.double().div(ULP).round().mul(ULP), 16, relative=2.0**-11)
+    left = torch.linspace(-5.75, -0.25, 12).double()
+    within(name, left, 64, relative=2.0**-9)
+    if name == "lgamma":
+        matches(torch.lgamma, torch.tensor([0.25, 1.5, 3, 20, -2.25]).double(), ulps=32, grad_ulps=64)

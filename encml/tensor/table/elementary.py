@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from encml.tensor.handlers import inverses, logarithms, polynomials
+from encml.tensor.handlers import gamma, inverses, logarithms, polynomials
 
 aten = torch.ops.aten
 
@@ -36,6 +36,8 @@ HANDLERS: dict[Any, Callable[..., Any]] = {
     aten.atanh.default: inverses.atanh,
     aten.erfinv.default: inverses.erfinv,
     aten.special_ndtri.default: inverses.ndtri,
+    aten.lgamma.default: gamma.lgamma,
+    aten.digamma.default: gamma.digamma,
     aten.xlogy.Tensor: logarithms.xlogy,
     aten.xlogy.Scalar_Self: logarithms.xlogy,
     aten.xlogy.Scalar_Other: logarithms.xlogy,
