@@ -1,4 +1,4 @@
-"""lgamma and digamma: Stirling's series from 8 on, recurrence below it, reflection below 0.
+"""lgamma, digamma and trigamma: Stirling's series from 8 on, recurrence below it, reflection below 0.
 
 (Abramowitz and Stegun 1964, chapter 6.)
 """
@@ -10,6 +10,7 @@ import math
 import torch
 from torch import Tensor
 
+from encml.errors import UnsupportedOperation
 from encml.tensor.shared import SharedTensor
 
 _STEPS = 8
@@ -41,6 +42,26 @@ def digamma(x: SharedTensor) -> Tensor:
     right = stirling - torch.where(small, steps, torch.zeros((), dtype=x.dtype))
     turned = x * math.pi
     return torch.where(mirrored, right - math.pi * (torch.cos(turned) / torch.sin(turned)), right)
+
+
+def trigamma(x: SharedTensor) -> Tensor:
+    """polygamma of order 1, the derivative of digamma."""
+    y, mirrored = _right_half(x)
+    z, small = _shifted(y)
+    inverse = 1 / z
+    square = inverse * inverse
+    stirling = inverse + square * 0.5 + inverse * square * (1 / 6 - square * (1 / 30 - square * (1 / 42)))
+    steps = torch.sum(torch.square(1 / torch.stack([y + k for k in range(_STEPS)])), 0)
+    right = stirling + torch.where(small, steps, torch.zeros((), dtype=x.dtype))
+    turned = torch.square(math.pi / torch.sin(x * math.pi))
+    return torch.where(mirrored, turned - right, right)
+
+
+def polygamma(order: int, x: SharedTensor) -> Tensor:
+    """polygamma of orders 0 and 1."""
+    if order not in (0, 1):
+        raise UnsupportedOperation(f"polygamma of order {order}: orders 0, digamma, and 1 are supported")
+    return digamma(x) if order == 0 else trigamma(x)
 
 
 def _right_half(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,7 @@ OPERATORS = (
     aten.glu.default,
     aten.glu_backward.default,
     aten.linalg_cross.default,
+    aten.mvlgamma.default,
     aten.native_dropout_backward.default,
     aten.renorm.default,
 )

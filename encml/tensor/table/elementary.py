@@ -38,6 +38,7 @@ HANDLERS: dict[Any, Callable[..., Any]] = {
     aten.special_ndtri.default: inverses.ndtri,
     aten.lgamma.default: gamma.lgamma,
     aten.digamma.default: gamma.digamma,
+    aten.polygamma.default: gamma.polygamma,
     aten.xlogy.Tensor: logarithms.xlogy,
     aten.xlogy.Scalar_Self: logarithms.xlogy,
     aten.xlogy.Scalar_Other: logarithms.xlogy,
