@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import ULP, grid, matches
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import encml
 from encml import Session, SharedTensor, UnsupportedOperation
@@ -287,6 +288,26 @@ def test_no_eps_at_all() -> None:
     x = normal(3, 8)
     close(F.layer_norm(encml.share(x), [8], eps=0.0), F.layer_norm(x, [8], eps=0.0))
     assert torch.equal(F.layer_norm(encml.share(torch.zeros(2, 8)), [8], eps=0.0).reveal(), torch.zeros(2, 8))
+
+
+def test_checkpoints_and_transforms() -> None:
+    """A norm caught above autograd is caught again where a checkpoint recomputes, and left to PyTorch by torch.func."""
+    module, x = with_weights(nn.Sequential(nn.Linear(6, 6), nn.RMSNorm(6), nn.LayerNorm(6))), normal(4, 6)
+    shared, labels = encml.share(module), torch.arange(4)
+    for net, data in ((module, x.clone()), (shared, encml.share(x))):
+        data.requires_grad_()
+        F.cross_entropy(checkpoint(net, data, use_reentrant=False) + F.normalize(data), labels).backward()
+        net.slope = data.grad
+    close(shared.slope, module.slope, 2.0**-12, 6)
+
+    def loss(weights: dict[str, Tensor], net: Module, data: Tensor, targets: Tensor) -> Tensor:
+        result = torch.func.functional_call(net, weights, (data,))
+        return F.cross_entropy(result, targets) + data.norm() * result.mean()
+
+    expected = torch.func.grad(loss)(dict(module.named_parameters()), module, x, labels)
+    found = torch.func.grad(loss)(dict(shared.named_parameters()), shared, encml.share(x), labels)
+    for name, slope in expected.items():
+        close(found[name], slope, 2.0**-10, 12)
 
 
 @pytest.mark.parametrize("make", [nn.LayerNorm, nn.RMSNorm])

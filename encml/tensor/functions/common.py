@@ -27,6 +27,11 @@ def settle_together(*tensors: Tensor) -> None:
             settle_all(*(x._secret for x in held))
 
 
+def transformed() -> bool:
+    """Whether torch.func is at work here, which takes no autograd.Function that has not prepared for it."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
 def differentiable_once(backward: Callable[..., Any]) -> Callable[..., Any]:
     """For the backward of an autograd.Function: refuses create_graph, where PyTorch's own decorator may say nothing."""
 

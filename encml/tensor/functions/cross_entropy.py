@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import _reduction as legacy
 
 from encml.errors import InvalidTensor, UnsupportedOperation
-from encml.tensor.functions.common import differentiable_once
+from encml.tensor.functions.common import differentiable_once, transformed
 from encml.tensor.handlers import attention, lookup
 from encml.tensor.handlers.arithmetic import mul, scale, sub
 from encml.tensor.handlers.common import wrap
@@ -118,7 +118,7 @@ def cross_entropy(
         asked = _of_secret_classes(input, target, weight, ignore_index, label_smoothing)
     else:
         asked = _of_public_classes(input, target, weight, ignore_index, label_smoothing)
-    if isinstance(input, SharedTensor) and asked.whole:
+    if isinstance(input, SharedTensor) and asked.whole and not transformed():
         result: Tensor = _CrossEntropy.apply(input, asked, reduction)  # type: ignore[no-untyped-call]
         return result
     losses = -(F.log_softmax(input, dim) * asked.found()).sum(dim)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from encml.tensor.functions.common import differentiable_once
+from encml.tensor.functions.common import differentiable_once, transformed
 from encml.tensor.handlers import layernorms, vectors
 from encml.tensor.handlers.common import session_of
 from encml.tensor.shared import SharedTensor
@@ -43,6 +43,9 @@ def rms_norm(
     input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None
 ) -> Tensor:
     """F.rms_norm: 35 rounds, 9.4 B a party and element and once more when settled. See ``layernorms.normalise``."""
+    if transformed():
+        with torch._C.DisableTorchFunctionSubclass():
+            return F.rms_norm(input, list(normalized_shape), weight, eps)
     result: Tensor = _RmsNorm.apply(input, weight, tuple(normalized_shape), eps)  # type: ignore[no-untyped-call]
     return result
 
@@ -80,8 +83,9 @@ def normalize(
 
 
 def _unit(x: Tensor, dim: int) -> Tensor:
-    if not isinstance(x, SharedTensor):
-        return F.normalize(x, dim=dim)
+    if not isinstance(x, SharedTensor) or transformed():
+        with torch._C.DisableTorchFunctionSubclass():
+            return F.normalize(x, dim=dim)
     if x.ndim == 0 or x.shape[dim] == 1:
         return x.sign()
     turned: Tensor = _Unit.apply(x.movedim(dim, -1))  # type: ignore[no-untyped-call]
@@ -145,7 +149,7 @@ def _by_length(function: Callable[..., Tensor], ours: Callable[..., Any]) -> Cal
 
     def norm(*args: Any, **kwargs: Any) -> Tensor:
         x, order, dims, keepdim = ours(*args, **kwargs) or (None, None, None, False)
-        if isinstance(x, SharedTensor) and order == 2:
+        if isinstance(x, SharedTensor) and order == 2 and not transformed():
             return _length(x, dims, keepdim)
         if isinstance(x, SharedTensor) and isinstance(order, int | float) and 1 < order < math.inf:
             return vectors.by_largest(x, order, dims, keepdim)

@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 
 from encml.errors import SecretError, UnsupportedOperation
 from encml.tensor.refusals import refuse_values
@@ -23,11 +24,17 @@ def backward(
 ) -> None:
     """Tensor.backward; a plain gradient becomes a public secret, for secret ones will be added to it.
 
-    What a checkpoint computes anew on the way goes through the functions here as it did the first time.
+    From the edge of the graph, not the tensor: for a tensor PyTorch turns the functions here off until it is done, and
+    what a checkpoint computes anew would go past them.
     """
     if isinstance(self, SharedTensor) and gradient is not None and not isinstance(gradient, SharedTensor):
         gradient = SharedTensor(Secret.of_public(self.session, gradient), gradient.dtype)
-    torch.autograd.backward(self, gradient, retain_graph, create_graph, inputs=inputs)
+    if isinstance(self, SharedTensor) and self.requires_grad and (gradient is not None or self.numel() == 1):
+        given = torch.ones_like(self) if gradient is None else gradient
+        torch.autograd.backward(get_gradient_edge(self), given, retain_graph, create_graph, inputs=inputs)
+        return
+    with torch._C.DisableTorchFunctionSubclass():
+        torch.Tensor.backward(self, gradient, retain_graph, create_graph, inputs)  # type: ignore[no-untyped-call]
 
 
 def set_data(x: Tensor, value: Tensor) -> None:
