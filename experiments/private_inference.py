@@ -67,7 +67,7 @@ def compare(model: nn.Module, inputs: Tensor, arguments: argparse.Namespace, bou
     if report is None:
         console.print(
             f"A second request: {second.total.rounds:,} rounds, {second.total.bytes_per_party / 1e6:,.2f} MB a party, "
-            f"{second.seconds:.2f} s, for what depends on the weights alone is worked out once"
+            f"{second.seconds:.2f} s; what depends on the weights alone is worked out once"
         )
     else:
         console.print(report)

@@ -65,7 +65,9 @@ def main() -> bool:
     torch.manual_seed(arguments.seed)
     mnist = load_mnist(arguments.data)
     images = enlarged(mnist.test_images[: arguments.images], arguments.size)
-    console.print(f"torchvision's {arguments.model}, random weights; {len(images)} images from {mnist.source}")
+    console.print(
+        f"torchvision's {arguments.model}, random weights; images in a batch: {len(images)}, from {mnist.source}"
+    )
     with console.status("Showing it real images for its batch normalisations"):
         model = with_realistic_statistics(
             models.get_model(arguments.model, weights=None), mnist.train_images, arguments.size

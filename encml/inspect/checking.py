@@ -155,11 +155,11 @@ def _new_secrets(result: Any, memories: set[Hashable]) -> dict[int, SharedTensor
 
 
 def _written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Any]:
-    """The arguments that the operator writes in place, by its schema."""
+    """The arguments that the operator writes in place, by its schema; of lists, what is in them."""
     for place, argument in enumerate(func._schema.arguments):
         unsaid = argument.name in _WRITTEN_UNSAID.get(func, ())
         if unsaid or (argument.alias_info is not None and argument.alias_info.is_write):
-            yield args[place] if place < len(args) else kwargs.get(argument.name)
+            yield from tree_leaves(args[place] if place < len(args) else kwargs.get(argument.name))
 
 
 def _require_all_parties(x: object) -> None:

@@ -31,6 +31,8 @@ class Judge:
         exact: what the operation gives in float64 of what went into it; ideal: of what should have gone into it. Where
         either is no tensor of the same shape, nothing can be said. writes: x was written in place.
         """
+        if not x.numel():
+            return
         if not (isinstance(exact, Tensor) and isinstance(ideal, Tensor) and exact.shape == x.shape == ideal.shape):
             self.report.unchecked.add(bounds.name)
             return

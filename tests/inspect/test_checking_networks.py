@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import pytest
 import torch
@@ -80,6 +80,30 @@ def test_training_and_evaluation_raise_no_alarm(make: Callable[[], nn.Module], x
     assert {place.module for place in report.records if place.backward and place.module} >= {
         name for name, part in model.named_modules() if type(part) in (nn.Linear, nn.LayerNorm, nn.Conv2d)
     }
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, nesterov=True, weight_decay=0.01, foreach=True),
+        lambda p: encml.optim.Adam(p, lr=0.01),
+    ],
+    ids=["SGD, foreach", "Adam"],
+)
+def test_optimizers_raise_no_alarm_and_are_followed(
+    make: Callable[[Iterable[Tensor]], torch.optim.Optimizer],
+) -> None:
+    model, x = encml.share(seeded(lambda: nn.Linear(6, 3))), encml.share(batch(4, 6))
+    optimizer = make(model.parameters())
+    with encml.check(model) as report:
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=True)
+            optimizer.step()
+        model(x)
+    assert report.findings == []
+    assert all(record.total_error < 0.01 for record in report.records.values())
 
 
 @pytest.mark.parametrize(
