@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -17,6 +18,7 @@ from encml.errors import InvalidTensor, UnsupportedOperation
 from encml.mpc.session import Session
 from encml.net.local import LocalTransport
 from encml.ring.fixed import DEFAULT_FRACTION_BITS
+from encml.serving.folding import BATCH_NORMS, fold
 from encml.serving.graph import (
     INPUT,
     MAX_NAME,
@@ -29,17 +31,22 @@ from encml.serving.graph import (
     Value,
     unsupported,
 )
-from encml.serving.operations import OPERATIONS
+from encml.serving.operations import NUMBERS, OPERATIONS, PICKS
 from encml.tensor import share
 
 MAX_DEVIATION = 0.1
 """A model whose output on the example is further off than this, relative to its size, leaves the fixed-point range."""
+
+_COPIES = ("aten.alias.default", "aten.clone.default", "aten.detach.default")
+"""What PyTorch does with constants; of a parameter they are the parameter."""
 
 
 def export_model(
     model: nn.Module, example: Tensor, fraction_bits: int = DEFAULT_FRACTION_BITS
 ) -> tuple[Graph, dict[str, Tensor]]:
     """The architecture of ``model`` in evaluation mode, and its parameters, buffers and constants by name.
+
+    Batch norms are folded into the weights before them, see ``encml.serving.folding``.
 
     example: an input (batch, ...) of the kind that will be asked about; its contents only steer the trial below.
 
@@ -64,6 +71,9 @@ def export_model(
     except ValidationError as error:
         raise UnsupportedOperation(f"{type(model).__name__} cannot be served: {first_problem(error)}") from None
     parameters = {parameter.name: state[parameter.name].detach() for parameter in graph.parameters}
+    for name, value in parameters.items():
+        if not value.is_floating_point():
+            raise UnsupportedOperation(f"the model's {name} is a {value.dtype} tensor; a served model's are floats")
     _try(frozen, graph, parameters, row, fraction_bits)
     return graph, parameters
 
@@ -88,11 +98,13 @@ def _mutates(target: Any) -> bool:
     return isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable
 
 
-def _to_graph(program: torch.export.ExportedProgram, row: Tensor, state: Mapping[str, Tensor]) -> Graph:
+def _to_graph(program: torch.export.ExportedProgram, row: Tensor, state: dict[str, Tensor]) -> Graph:
     references: dict[str, Value | ParameterRef] = {}
-    used: list[str] = []
+    several: dict[str, Node] = {}
     nodes: list[Node] = []
+    ranks: dict[str, int] = {}
     specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
+    needed = _needed(program.graph)
     output: Any = None
     for node in program.graph.nodes:
         if node.op == "placeholder":
@@ -100,18 +112,29 @@ def _to_graph(program: torch.export.ExportedProgram, row: Tensor, state: Mapping
             if spec.kind != InputKind.USER_INPUT:
                 assert spec.target is not None
                 references[node.name] = ParameterRef(parameter=spec.target)
-                used += [spec.target] if node.users else []
                 continue
             if Value(value=INPUT) in references.values():
                 raise UnsupportedOperation("a served model takes one tensor; this one takes several")
             references[node.name] = Value(value=INPUT)
-        elif node.op == "call_function":
-            nodes.append(_to_node(node, references))
-            references[node.name] = Value(value=node.name)
         elif node.op == "output":
             (output,) = node.args
-        else:
+        elif node.op != "call_function":
             raise UnsupportedOperation(f"{_where(node)}: a node of kind {node.op!r} cannot be served")
+        elif node in needed:
+            if node.target is operator.getitem:
+                source, place = node.args
+                made = _picked(several[source.name], place).model_copy(update={"name": node.name})
+            else:
+                made = _to_node(node, references)
+                if made.op in _COPIES and isinstance(made.args[0], ParameterRef):
+                    references[node.name] = made.args[0]
+                    continue
+                if isinstance(node.meta["val"], list | tuple):
+                    several[node.name] = made
+                    continue
+            nodes.append(made)
+            ranks[node.name] = getattr(node.meta["val"], "ndim", 0)
+            references[node.name] = Value(value=node.name)
     outputs = output if isinstance(output, list | tuple) else (output,)
     result = references.get(getattr(outputs[0], "name", "")) if len(outputs) == 1 else None
     if not isinstance(result, Value):
@@ -119,18 +142,36 @@ def _to_graph(program: torch.export.ExportedProgram, row: Tensor, state: Mapping
     shape = tuple(outputs[0].meta["val"].shape)
     if not all(isinstance(size, int) for size in shape[1:]):
         raise UnsupportedOperation(f"the model's output {shape} has a size beside the first that depends on the batch")
+    nodes = fold(nodes, ranks, result.value, state)
+    named = (r.parameter for node in nodes for r in node.references if isinstance(r, ParameterRef))
     return Graph(
         input_shape=tuple(row.shape[1:]),
         output_shape=tuple(int(size) for size in shape[1:]),
-        parameters=tuple(Parameter(name=name, shape=tuple(state[name].shape)) for name in used),
+        parameters=tuple(Parameter(name=name, shape=tuple(state[name].shape)) for name in dict.fromkeys(named)),
         nodes=tuple(nodes),
         output=result.value,
     )
 
 
+def _needed(graph: torch.fx.Graph) -> set[torch.fx.Node]:
+    """The nodes that the output depends on: attention weights that nobody asked for are not computed."""
+    needed: set[torch.fx.Node] = set()
+    for node in reversed(graph.nodes):
+        if node.op == "output" or node in needed:
+            needed.update(node.all_input_nodes)
+    return needed
+
+
+def _picked(node: Node, place: int) -> Node:
+    """The same operation, of whose results the one at ``place`` is meant."""
+    if PICKS.get(node.op, 0) not in (None, place):
+        raise UnsupportedOperation(f"{node}: only the first of what it gives can be used in a served model")
+    return node.model_copy(update={"pick": place}) if node.op in PICKS else node
+
+
 def _to_node(node: torch.fx.Node, references: Mapping[str, Value | ParameterRef]) -> Node:
     op = str(node.target) if isinstance(node.target, torch._ops.OpOverload) else _named(node.target)
-    if op not in OPERATIONS:
+    if op not in OPERATIONS and op not in NUMBERS and op not in BATCH_NORMS:
         raise unsupported(op, _where(node))
     return Node(
         name=node.name,
@@ -152,6 +193,8 @@ def _to_item(item: Any, node: torch.fx.Node, references: Mapping[str, Value | Pa
         return references[item.name]
     if item is None or isinstance(item, bool | int | float):
         return item
+    if item == "none" or item == "tanh":
+        return "tanh" if item == "tanh" else "none"
     raise UnsupportedOperation(f"{_where(node)}: {node.target} with the argument {item!r} cannot be served")
 
 
@@ -167,7 +210,8 @@ def _where(node: torch.fx.Node) -> str:
 
 
 def _named(target: Any) -> str:
-    return str(getattr(target, "__name__", target))
+    name = str(getattr(target, "__name__", target))
+    return f"number.{name}" if target is getattr(operator, name, None) else name
 
 
 def _try(model: nn.Module, graph: Graph, parameters: Mapping[str, Tensor], row: Tensor, fraction_bits: int) -> None:

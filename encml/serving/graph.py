@@ -25,7 +25,7 @@ from torch import Tensor
 
 from encml.config.loading import first_problem
 from encml.errors import EncmlError, ServingError, UnsupportedOperation
-from encml.serving.operations import OPERATIONS, operation
+from encml.serving.operations import NUMBERS, OPERATIONS, PICKS, operation
 
 MAX_JSON_BYTES = 4 * 2**20
 MAX_NODES = 10_000
@@ -34,7 +34,10 @@ MAX_DIMENSIONS = 8
 MAX_ELEMENTS = 2**26
 """Elements of any one tensor in a computation, the batch included: half a gigabyte a share."""
 MAX_WINDOW = 256
-"""Height and width of a pooling window."""
+"""Height, width and depth of a pooling window."""
+
+_ATTENTION = "aten.scaled_dot_product_attention.default"
+_POOLS = frozenset(f"{kind}_pool{n}d" for kind in ("avg", "max") for n in (1, 2, 3))
 
 INPUT = "input"
 """The name of the graph's input among its values."""
@@ -62,7 +65,7 @@ class ParameterRef(_Part):
     parameter: Name
 
 
-Item = Value | ParameterRef | bool | Integer | FiniteFloat | None
+Item = Value | ParameterRef | bool | Integer | FiniteFloat | Literal["none", "tanh"] | None
 Argument = Item | Annotated[tuple[Item, ...], Field(max_length=64)]
 
 
@@ -74,13 +77,17 @@ class Parameter(_Part):
 
 
 class Node(_Part):
-    """One operation; ``module`` says for people where in the model it stands."""
+    """One operation; ``module`` says for people where in the model it stands.
+
+    ``pick``: which one of the tensors is meant that the operation gives, if it gives several.
+    """
 
     name: Name
     op: Name
     module: Label = ""
     args: Annotated[tuple[Argument, ...], Field(max_length=16)] = ()
     kwargs: Annotated[dict[Name, Argument], Field(max_length=16)] = {}
+    pick: Annotated[int, Field(ge=0, le=64)] | None = None
 
     def __str__(self) -> str:
         return f"{self.module or self.name}: {self.op}"
@@ -92,6 +99,10 @@ class Node(_Part):
             for item in argument if isinstance(argument, tuple) else (argument,):
                 if isinstance(item, Value | ParameterRef):
                     yield item
+
+    def argument(self, place: int, name: str) -> Argument:
+        """The argument at ``place`` or of that name, None where it is left out."""
+        return self.args[place] if len(self.args) > place else self.kwargs.get(name)
 
 
 class Graph(_Part):
@@ -162,7 +173,7 @@ class Graph(_Part):
             raise ServingError(f"the model's graph is too large: a tensor has more than {MAX_ELEMENTS:,} elements")
         values = {INPUT}
         for node in self.nodes:
-            if node.op not in OPERATIONS:
+            if node.op not in OPERATIONS and node.op not in NUMBERS:
                 raise unsupported(node.op, node.module or node.name)
             if node.name in values:
                 raise _malformed(f"two values are named {node.name!r}")
@@ -183,7 +194,7 @@ class Graph(_Part):
         for node in self.nodes:
             value = values[node.name] = _compute(node, values, parameters)
             if isinstance(value, Tensor):
-                elements = max(elements, -(-value.numel() // batch))
+                elements = max(elements, -(-max(value.numel(), _between(node, value, values)) // batch))
             elif not isinstance(value, int):
                 raise _malformed(f"{node} gives a {type(value).__name__}")
             if elements > MAX_ELEMENTS:
@@ -206,16 +217,33 @@ def unsupported(op: str, where: str) -> UnsupportedOperation:
 
 
 def _check_arguments(node: Node) -> None:
-    """Refuse what a shape does not show: windows that take ages, and dropout that drops."""
-    window: Argument = ()
-    if node.op == "aten.avg_pool2d.default":
-        window = node.args[1] if len(node.args) > 1 else node.kwargs.get("kernel_size")
+    """Refuse what a shape does not show: windows that take ages, dropout that drops, several tensors at one place."""
+    window = node.argument(1, "kernel_size") if node.op.split(".")[1] in _POOLS else ()
     sides = window if isinstance(window, tuple) else (window,)
     if any(isinstance(side, int) and side > MAX_WINDOW for side in sides):
         raise _malformed(f"{node} has a window wider than {MAX_WINDOW}")
-    training = node.args[2] if len(node.args) > 2 else node.kwargs.get("train")
-    if node.op == "aten.dropout.default" and training is not False:
+    if node.op == "aten.dropout.default" and node.argument(2, "train") is not False:
         raise _malformed(f"{node} is in training mode")
+    if node.op == _ATTENTION and node.argument(4, "dropout_p") not in (None, 0):
+        raise _malformed(f"{node} is in training mode")
+    if (node.op in PICKS) != (node.pick is not None):
+        raise _malformed(f"{node} gives {'several tensors' if node.op in PICKS else 'one tensor'}, pick={node.pick}")
+    if PICKS.get(node.op) not in (None, node.pick):
+        raise _malformed(f"{node}: only what it gives first can be used, pick={node.pick}")
+
+
+def _between(node: Node, value: Tensor, values: Mapping[str, Any]) -> int:
+    """Elements of the largest tensor that a node needs on its way: an attention's scores, a maximum's windows."""
+    if node.op == _ATTENTION:
+        query, key = (values.get(x.value) if isinstance(x, Value) else None for x in node.args[:2])
+        if isinstance(query, Tensor) and isinstance(key, Tensor):
+            return query.shape[:-1].numel() * key.shape[-2]
+        raise _malformed(f"{node}: its query and key must be values")
+    if node.op.startswith("aten.max_pool"):
+        window = node.argument(1, "kernel_size")
+        sides = window if isinstance(window, tuple) else (window,) * int(node.op.split(".")[1][-2])
+        return value.numel() * math.prod(side for side in sides if isinstance(side, int))
+    return 0
 
 
 def _malformed(problem: str) -> ServingError:
@@ -226,7 +254,8 @@ def _compute(node: Node, values: Mapping[str, Any], parameters: Mapping[str, Ten
     arguments = [_resolve(argument, values, parameters) for argument in node.args]
     named = {name: _resolve(argument, values, parameters) for name, argument in node.kwargs.items()}
     try:
-        return operation(node.op)(*arguments, **named)
+        result = operation(node.op)(*arguments, **named)
+        return result if node.pick is None else result[node.pick]
     except UnsupportedOperation as error:
         raise UnsupportedOperation(f"{node}: {error}") from None
     except EncmlError:
