@@ -96,7 +96,7 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
             torch.Tensor.data_ptr,
             torch.Tensor.apply_,
             torch.Tensor.map_,
-            torch.Tensor.map2_,  # type: ignore[attr-defined]  # missing in the stub
+            torch.Tensor.map2_,
             torch.Tensor.__dlpack__,
             torch.Tensor.__reduce_ex__,
             torch.equal,
