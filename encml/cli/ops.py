@@ -27,6 +27,10 @@ _COLOURS: dict[Status, str] = {
 }
 
 
+_WIDE = 115
+"""Columns of a terminal on which everything has room."""
+
+
 def show(names: list[str], json_file: Path | None, markdown_file: Path | None) -> None:
     """Print what was measured when this version was made, and write files. Raises ConfigError."""
     table = read_table()
@@ -43,7 +47,7 @@ def present(table: Table, chosen: list[Operator], json_file: Path | None, markdo
     for kind in KINDS:
         rows = [o for o in chosen if o.kind == kind]
         if rows:
-            console.print(_rich(kind, rows))
+            console.print(_rich(kind, rows, console.width >= _WIDE))
     for operator in chosen:
         reason = reasons.of(operator.name)
         message = operator.value.message or operator.gradient.message
@@ -103,20 +107,21 @@ def _chosen(table: Table, names: list[str]) -> list[Operator]:
     return [o for o in table.operators if o.name in wanted]
 
 
-def _rich(kind: str, operators: list[Operator]) -> RichTable:
+def _rich(kind: str, operators: list[Operator], wide: bool) -> RichTable:
+    """A chapter; ``wide``: with the forms in place and the costs of gradients."""
     table = RichTable(title=kind, title_justify="left", title_style="bold")
-    table.add_column("operator", no_wrap=True)
-    for heading in ("value", "gradient", "in place", "error"):
-        table.add_column(heading)
+    table.add_column("operator", overflow="fold")
+    for heading in ("value", "gradient", *(["in place"] if wide else []), "error"):
+        table.add_column(heading, no_wrap=True)
     for heading in ("rounds", "bytes"):
-        table.add_column(heading, justify="right")
-    table.add_column("backward: error")
-    for heading in ("rounds", "bytes"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
+    if wide:
+        table.add_column("backward: error", no_wrap=True)
+        for heading in ("rounds", "bytes"):
+            table.add_column(heading, justify="right", no_wrap=True)
     for o in operators:
-        states = [o.value.status, o.gradient.status, o.in_place.status]
-        words = [f"[{_COLOURS[s]}]{WORDS[s]}[/]" if s in _COLOURS else WORDS[s] for s in states]
-        table.add_row(
-            o.name, *words, error_text(o.value), *cost_text(o.value), error_text(o.gradient), *cost_text(o.gradient)
-        )
+        states = [o.value.status, o.gradient.status, *([o.in_place.status] if wide else [])]
+        cells = [f"[{_COLOURS[s]}]{WORDS[s]}[/]" if s in _COLOURS else WORDS[s] for s in states]
+        cells += [error_text(o.value), *cost_text(o.value)]
+        table.add_row(o.name, *cells, *((error_text(o.gradient), *cost_text(o.gradient)) if wide else ()))
     return table
