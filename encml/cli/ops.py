@@ -27,7 +27,7 @@ _COLOURS: dict[Status, str] = {
 }
 
 
-_WIDE = 115
+_WIDE = 130
 """Columns of a terminal on which everything has room."""
 
 

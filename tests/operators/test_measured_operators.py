@@ -218,7 +218,7 @@ def test_summary_and_problems() -> None:
 
 
 def run(*words: str | Path) -> Any:
-    return CliRunner().invoke(app, ["ops", *(str(word) for word in words)])
+    return CliRunner().invoke(app, ["ops", *(str(word) for word in words)], env={"COLUMNS": "160"})
 
 
 def test_command_shows_what_is_packaged(tmp_path: Path) -> None:
