@@ -40,6 +40,14 @@ def test_over_the_domain(name: str, x: Tensor, ulps: float) -> None:
     within(name, x, ulps, relative=2.0**-12)
 
 
+@pytest.mark.parametrize("fraction_bits", [20, 24])
+def test_squares_that_would_not_fit(fraction_bits: int) -> None:
+    x = torch.tensor([1.0, 2, 30, 63, 64, 127, 128, 129, 1000, 4000, 8000]).double()
+    with encml.Session(fraction_bits=fraction_bits, seed=1):
+        for name, values in (("asinh", torch.cat([-x, x])), ("acosh", x)):
+            within(name, values, 4, relative=2.0**-12)
+
+
 def test_all_quadrants() -> None:
     y, x = torch.meshgrid(*2 * (torch.tensor([-1000.0, -1, -0.25, 0, 0.25, 1, 1000]).double(),), indexing="ij")
     known = (x != 0) | (y != 0)

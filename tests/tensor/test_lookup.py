@@ -67,6 +67,7 @@ CASES: dict[str, tuple[Function, tuple[int, ...], Tensor]] = {
     "index by a matrix": (lambda x, i: x[:, i], (2, 4, 3), index(2, 2, below=4)),
     "index_select of a vector": (lambda x, i: x.index_select(0, i), (4,), torch.tensor([2])),
     "take": (lambda x, i: x.take(i), (4, 3), index(2, 5, below=12)),
+    "take one": (lambda x, i: x.take(i), (4, 3), index(below=12)),
     "put": (lambda x, i: x.put(i, x[0, :2] * 2), (4, 3), torch.tensor([7, 2])),
     "embedding": (lambda x, i: F.embedding(i, x), (6, 3), index(2, 5, below=6)),
     "embedding with padding": (lambda x, i: F.embedding(i, x, padding_idx=1), (4, 3), index(2, 5, below=4)),

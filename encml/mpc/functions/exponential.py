@@ -38,8 +38,8 @@ def exp(parties: Parties, payload: Tensor, fraction_bits: int, *, nonpositive: b
     """exp(x) of a payload (S, *shape) at f fraction bits, as such a payload. 21 rounds; reveals nothing.
 
     170 B a party and element; 140 B where all x <= 0 is known (``nonpositive``; else wrong). Off by less than 2 ulp or
-    2^-12 of it. Results beyond 2^(62-2f) become that, from 0.999 of it on; where exp(x) is below one unit, 2^-f, it is
-    0.
+    2^-12 of it. Results beyond 2^(62-2f), or 2^(46-f) where f < 16, become that, from 0.999 of it on; where exp(x) is
+    below one unit, 2^-f, it is 0.
     """
     f, x = fraction_bits, payload.reshape(len(payload), -1)
     n = x[0].numel()
@@ -47,7 +47,9 @@ def exp(parties: Parties, payload: Tensor, fraction_bits: int, *, nonpositive: b
     factor, places = round(math.ldexp(math.log2(math.e), extra)), f + extra
     # t + f is below 64 and, where the result is at least one unit, not negative.
     shifted = factor * x + constant(parties, x, f << places)
-    highest = 0.0 if nonpositive else (RANGE_BITS - 2 * f) * math.log(2) - 0.001
+    # Before its last truncation the result has _M fraction bits more, which must fit as well.
+    largest = RANGE_BITS - max(f, _M)
+    highest = 0.0 if nonpositive else (largest - f) * math.log(2) - 0.001
     lowest = -f * math.log(2)
 
     def digits() -> Tensor:
@@ -75,7 +77,7 @@ def exp(parties: Parties, payload: Tensor, fraction_bits: int, *, nonpositive: b
     ]
     if not nonpositive:
         tables = [[*table, 0] for table in tables]
-        tables.append([0] * 2 * _PLANES + [2 ** (RANGE_BITS - f) - 1])
+        tables.append([0] * 2 * _PLANES + [2**largest - 1])
     low_power, high_power, whole, *limit = lookup(parties, planes, n, tables, _NAME)
     w = shifted - (whole << places) - constant(parties, x, 1 << (places - 1))
     power, mantissa = parties.together(

@@ -140,7 +140,7 @@ def hardsigmoid_backward(gradient: Tensor, x: Tensor) -> SharedTensor:
 
 
 def hardswish(x: SharedTensor) -> SharedTensor:
-    """hardswish: x clamp(x + 3, 0, 6) / 6. 18 rounds."""
+    """hardswish: x clamp(x + 3, 0, 6) / 6. 18 rounds. 6 x must be within the range."""
     product = mul(x, add(hardtanh(x, -3, 3), 3))
     return mul(product, 1 / 6)
 

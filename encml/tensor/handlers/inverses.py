@@ -24,8 +24,6 @@ from encml.tensor.shared import SharedTensor, secret
 
 _arctan_8 = on_curve(Curve("atan", lambda x: np.arctan(x / 8), FINE, -math.pi / 4, math.pi / 4))
 _arcsin_16 = on_curve(Curve("asin", lambda x: np.arcsin(np.clip(x / 16, -1, 1)), FINE, -math.pi / 6, math.pi / 6))
-_LARGE = 2.0**12
-"""From here on sqrt(x^2 + 1) and sqrt(x^2 - 1) are x, whose square need not fit."""
 
 
 def atan(x: SharedTensor) -> SharedTensor:
@@ -67,17 +65,17 @@ def acos(x: SharedTensor) -> SharedTensor:
 
 
 def asinh(x: SharedTensor) -> SharedTensor:
-    """asinh: log(|x| + sqrt(x^2 + 1)), with the sign of x."""
+    """asinh: log(|x| + sqrt(x^2 + 1)), with the sign of x; |x| below half of the range."""
     size = absolute(x)
-    (large,) = below((_LARGE, secret(size)))
+    (large,) = below((_large(x), secret(size)))
     near = _or_number(large, 0, size)
     root = _either(large, secret(size), secret(sqrt(add(mul(near, near), 1))))
     return wrap(with_sign(secret(log(add(size, wrap(root, x.dtype)))), x), x.dtype)
 
 
 def acosh(x: SharedTensor) -> SharedTensor:
-    """acosh: log(x + sqrt(x - 1) sqrt(x + 1))."""
-    (large,) = below((_LARGE, secret(x)))
+    """acosh: log(x + sqrt(x - 1) sqrt(x + 1)); x below half of the range."""
+    (large,) = below((_large(x), secret(x)))
     near = _or_number(large, 1, x)
     root = _either(large, secret(x), secret(mul(sqrt(sub(near, 1)), sqrt(add(near, 1)))))
     return log(add(x, wrap(root, x.dtype)))
@@ -86,6 +84,11 @@ def acosh(x: SharedTensor) -> SharedTensor:
 def atanh(x: SharedTensor) -> SharedTensor:
     """atanh: (log(1 + x) - log(1 - x))/2."""
     return wrap(scale(secret(sub(log(add(x, 1)), log(rsub(x, 1)))), 0.5), x.dtype)
+
+
+def _large(x: SharedTensor) -> float:
+    """From here on sqrt(x^2 + 1) and sqrt(x^2 - 1) are x, whose square need not fit."""
+    return min(2.0**12, 2.0 ** (30 - x.session.fraction_bits))
 
 
 def _times(x: SharedTensor, number: int) -> SharedTensor:

@@ -249,7 +249,7 @@ def rows_of(x: Tensor, dim: int, index: SharedTensor) -> SharedTensor:
         picked = hot.t() @ values.movedim(place, 0).reshape(len(hot), -1)
         rest = (*values.shape[:place], *values.shape[place + 1 :])
         return (
-            picked.view(*index.shape, *rest)
+            picked.view((*index.shape, *rest))
             .movedim(tuple(range(index.ndim)), tuple(range(place, place + index.ndim)))
             .contiguous()
         )
@@ -293,7 +293,7 @@ def put_rows(
         if values.numel() != 1:
             raise UnsupportedOperation(f"{_MASKS}; found {values.numel()} values")
         return _fill(x, place, index, values, accumulate)
-    values = values.expand(*x.shape[:place], *index.shape, *x.shape[place + 1 :])
+    values = values.expand((*x.shape[:place], *index.shape, *x.shape[place + 1 :]))
     if not accumulate and not _is_zero(x):
         session = session_of(x, index, values)
         change = add_secrets(as_secret(values, session), secret(rows_of(x, dim, index)), -1)
