@@ -23,9 +23,8 @@ def lgamma(x: SharedTensor) -> Tensor:
     series = (1 / z) * (1 / 12 - torch.pow(1 / z, 2) * (1 / 360))
     stirling = (z - 0.5) * torch.log(z) - z + 0.5 * math.log(2 * math.pi) + series
     below = torch.where(small, y, torch.ones((), dtype=x.dtype))
-    # The smallest factor by itself: in the product it would lose its digits.
-    product = torch.prod(torch.stack([below + k for k in range(1, _STEPS)]), 0)
-    steps = torch.sum(torch.log(torch.stack([below, product])), 0)
+    # Not the logarithm of the product, which loses digits of the smallest factor and leaves narrow ranges.
+    steps = torch.sum(torch.log(torch.stack([below + k for k in range(_STEPS)])), 0)
     right = stirling - torch.where(small, steps, torch.zeros((), dtype=x.dtype))
     turned = math.log(math.pi) - torch.log(torch.abs(torch.sin(x * math.pi)))
     return torch.where(mirrored, turned - right, right)
