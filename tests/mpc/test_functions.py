@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from operator import mul
 
@@ -161,12 +162,15 @@ def test_other_fraction_bits(fraction_bits: int) -> None:
     x = (2 ** (size * torch.rand(300, dtype=torch.float64, generator=generator))).long()
     real = x.double() * 2.0**-f
     near = (torch.rand(300, dtype=torch.float64, generator=generator) * 20 - 10).mul(2**f).long()
+    top = min(62 - 2 * f, 46 - f) * math.log(2)
+    high = torch.linspace(top - 9, top - 0.01, 99, dtype=torch.float64).mul(2**f).long()
     cases = {
         "log": (inverse.log, x, real.log()),
         "sqrt": (inverse.sqrt, x, real.sqrt()),
         "rsqrt": (inverse.rsqrt, x, real.rsqrt()),
         "reciprocal": (inverse.reciprocal, x, 1 / real),
         "exp": (exponential.exp, near, (near * 2.0**-f).exp()),
+        "exp of large": (exponential.exp, high, (high * 2.0**-f).exp()),
         "tanh": (FUNCTIONS["tanh"].protocol, near, (near * 2.0**-f).tanh()),
         "sin": (FUNCTIONS["sin"].protocol, near, (near * 2.0**-f).sin()),
     }
@@ -176,6 +180,19 @@ def test_other_fraction_bits(fraction_bits: int) -> None:
         ulps = 2.0**-f if f < 18 else 2.0**-17
         allowed = torch.clamp(exact.abs() * 2**-10, min=3 * ulps)
         assert ((found - exact).abs() < allowed)[held].all(), (name, ((found - exact).abs() / allowed)[held].max())
+
+
+@pytest.mark.parametrize("fraction_bits", range(4, 25))
+def test_division_at_other_fraction_bits(fraction_bits: int) -> None:
+    f, parties = fraction_bits, in_process()
+    generator = torch.Generator().manual_seed(f)
+    x = (2 ** (min(60 - f, 40) * torch.rand(300, dtype=torch.float64, generator=generator))).long()
+    n, exact = x.flip(0), x.flip(0).double() / x.double()
+    held = exact < 2.0 ** (59 - 2 * f)
+    found = opened(inverse.divide(parties, split(parties, n), split(parties, x), f)).double() * 2.0**-f
+    allowed = torch.clamp(exact * 2.0 ** (-12 if f >= 14 else 2 - f), min=2 * 2.0**-f)
+    assert ((found - exact).abs() < allowed)[held].all()
+    assert held.sum() > 200
 
 
 @given(st.lists(st.integers(-TOP, TOP), min_size=1, max_size=70), st.integers(0, 2**32))

@@ -121,10 +121,10 @@ def log(parties: Parties, payload: Tensor, fraction_bits: int) -> Tensor:
 def divide(parties: Parties, numerator: Tensor, divisor: Tensor, fraction_bits: int) -> Tensor:
     """n/x of two payloads, of any signs; x broadcasts to n's shape. 30 rounds, 294 B a party and element.
 
-    Off by less than 2 ulp or 2^-12 of it (f >= 12), without exception. Quotients beyond 2^(61-2f) become plus or minus
-    that, from half of it on: n is compared with x first, so that nothing wraps around. n/0 is the same, positive for n
-    >= 0 and for many a small n < 0. Of a divisor that broadcasts only the comparison and the products with n are paid
-    for every element of n, some 100 B.
+    Off by less than 2 ulp or 2^-12 of it (f >= 14; below, 2^(2-f) of it), without exception. Quotients beyond
+    2^(61-2f) become plus or minus that, from half of it on: n is compared with x first, so that nothing wraps around.
+    n/0 is the same, positive for n >= 0 and for many a small n < 0. Of a divisor that broadcasts only the comparison
+    and the products with n are paid for every element of n, some 100 B.
 
     Why 2 ulp: with y = 1/v within 2^-16 of itself, rounded to f + 1 bits less the one of n's scale, the errors of y
     (v/8 and 1/8 ulp of a quotient of 1/8), of the scaled n (y/2) and of the last rounding (1) add up to less than 1.8.
@@ -165,7 +165,7 @@ def divide(parties: Parties, numerator: Tensor, divisor: Tensor, fraction_bits: 
     def scaled() -> Tensor:
         # n 2^(f+2-e), which in its branch fits into the ring; rounded only where the divisor is beyond 1.
         jobs = [
-            partial(multiply, parties, bounded, spread(part), end - f - 2, name)
+            partial(_rescaled, parties, bounded, spread(part), end - f - 2, name)
             for part, end in zip(parts, ends, strict=True)
         ]
         total = torch.zeros_like(numerator)
@@ -181,6 +181,14 @@ def divide(parties: Parties, numerator: Tensor, divisor: Tensor, fraction_bits: 
     rows = product(parties, torch.mul, spread(y), n)
     rows += limit.view(shape)[: parties.here] << (f + 1)
     return truncate_rows(parties, rows, f + 1, name)
+
+
+def _rescaled(parties: Parties, x: Tensor, y: Tensor, shift: int, name: str) -> Tensor:
+    """``multiply`` by any shift: one beyond MAX_SHIFT, as of the last branch for f < 7, takes 2 rounds more."""
+    if shift <= 0:
+        return parties.reshare(product(parties, torch.mul, x, y) << -shift, name)
+    once = multiply(parties, x, y, min(shift, MAX_SHIFT), name)
+    return truncate(parties, once, shift - MAX_SHIFT, name) if shift > MAX_SHIFT else once
 
 
 def _shift_in(h: int, after: int, end: int, size: int) -> int:
