@@ -161,7 +161,7 @@ def test_what_is_refused() -> None:
     with pytest.raises(SecretError, match="plain tensor"):
         torch.zeros(4, 3).double().index_copy_(0, INDEX, x[:3])
     with pytest.raises(UnsupportedOperation, match="public index"):
-        torch.take(grid(4), encml.share(INDEX))
+        torch.put(x, encml.share(INDEX), x[0])
     with pytest.raises(UnsupportedOperation, match="clone"):
         x[1:].as_strided((2, 2), (3, 1), 4)
 
