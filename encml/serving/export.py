@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import math
 import operator
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from pydantic import ValidationError
@@ -17,7 +18,7 @@ from encml.config.loading import first_problem
 from encml.errors import InvalidTensor, UnsupportedOperation
 from encml.mpc.session import Session
 from encml.net.local import LocalTransport
-from encml.ring.fixed import DEFAULT_FRACTION_BITS
+from encml.ring.fixed import DEFAULT_FRACTION_BITS, bound
 from encml.serving.folding import BATCH_NORMS, fold
 from encml.serving.graph import (
     INPUT,
@@ -29,6 +30,7 @@ from encml.serving.graph import (
     Parameter,
     ParameterRef,
     Value,
+    Word,
     unsupported,
 )
 from encml.serving.operations import NUMBERS, OPERATIONS, PICKS
@@ -46,7 +48,8 @@ def export_model(
 ) -> tuple[Graph, dict[str, Tensor]]:
     """The architecture of ``model`` in evaluation mode, and its parameters, buffers and constants by name.
 
-    Batch norms are folded into the weights before them, see ``encml.serving.folding``.
+    Batch norms are folded into the weights before them, see ``encml.serving.folding``. Masks among the constants are
+    secret too; for minus infinity they hold half of the fixed-point range's lower end.
 
     example: an input (batch, ...) of the kind that will be asked about; its contents only steer the trial below.
 
@@ -74,6 +77,8 @@ def export_model(
     for name, value in parameters.items():
         if not value.is_floating_point():
             raise UnsupportedOperation(f"the model's {name} is a {value.dtype} tensor; a served model's are floats")
+        # What a mask adds to hide an entry. The mask is secret like all parameters, so nothing is left out.
+        parameters[name] = value.masked_fill(value == -math.inf, -bound(fraction_bits) / 2)
     _try(frozen, graph, parameters, row, fraction_bits)
     return graph, parameters
 
@@ -193,8 +198,9 @@ def _to_item(item: Any, node: torch.fx.Node, references: Mapping[str, Value | Pa
         return references[item.name]
     if item is None or isinstance(item, bool | int | float):
         return item
-    if item == "none" or item == "tanh":
-        return "tanh" if item == "tanh" else "none"
+    if isinstance(item, str) and item in get_args(Word):
+        word: Word = item  # type: ignore[assignment]  # just looked up
+        return word
     raise UnsupportedOperation(f"{_where(node)}: {node.target} with the argument {item!r} cannot be served")
 
 

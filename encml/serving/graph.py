@@ -65,7 +65,9 @@ class ParameterRef(_Part):
     parameter: Name
 
 
-Item = Value | ParameterRef | bool | Integer | FiniteFloat | Literal["none", "tanh"] | None
+Word = Literal["none", "tanh", "constant", "reflect", "replicate"]
+"""How GELU is approximated, and what is padded with."""
+Item = Value | ParameterRef | bool | Integer | FiniteFloat | Word | None
 Argument = Item | Annotated[tuple[Item, ...], Field(max_length=64)]
 
 

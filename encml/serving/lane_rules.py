@@ -79,7 +79,7 @@ def _last_dimensions(proof: Proof, node: Node) -> Lane | None:
 
 
 def _pads(proof: Proof, node: Node) -> Lane | None:
-    found, sizes = proof.alone(node), node.argument(1, "pad" if "constant" in node.op else "padding")
+    found, sizes = proof.alone(node), node.argument(1, "padding" if "tion" in node.op else "pad")
     if not found or not isinstance(sizes, tuple):
         return None
     return found[0] if found[0].axis < found[1] - len(sizes) // 2 else None
@@ -302,7 +302,7 @@ RULES: dict[str, Rule] = {
     },
     **_named(_channels, "group_norm.default", "channel_shuffle.default", "prelu.default"),
     **_named(_last_dimensions, "layer_norm.default", "rms_norm.default"),
-    **_named(_pads, "constant_pad_nd.default", "reflection_pad2d.default", "replication_pad2d.default"),
+    **_named(_pads, "pad.default", "constant_pad_nd.default", "reflection_pad2d.default", "replication_pad2d.default"),
     **_named(_beside(1, "dim"), "softmax.int", "log_softmax.int", "cumsum.default", "narrow.default"),
     **_named(_beside(1, "dim", -1), "glu.default"),
     **_named(_beside(1, "dims"), "flip.default"),

@@ -50,6 +50,7 @@ OPERATIONS = frozenset(
         "roll.default",
         "repeat.default",
         "cumsum.default",
+        "pad.default",
         "constant_pad_nd.default",
         "reflection_pad1d.default",
         "reflection_pad2d.default",

@@ -160,13 +160,19 @@ def test_a_model_beyond_the_fixed_point_range_is_found_at_the_owner() -> None:
 
 def test_every_operation_works_on_secrets_and_changes_nothing_in_place() -> None:
     for name in OPERATIONS:
-        found = operation(name)
+        found: Any = operation(name)
         composite = torch._C._dispatch_has_kernel_for_dispatch_key(found.name(), "CompositeImplicitAutograd")
         assert found in HANDLERS or composite, name
         assert not found._schema.is_mutable, name
         assert len(found._schema.returns) == 1 or name in PICKS, name
     with pytest.raises(KeyError):
         operation("aten.from_file.default")
+    for name in NUMBERS:
+        assert operation(name)(7, 2) == {"add": 9, "sub": 5, "mul": 14, "floordiv": 3}[name.removeprefix("number.")]
+        with pytest.raises(TypeError, match="whole numbers"):
+            operation(name)("7", 2)
+    with pytest.raises(ValueError, match="beyond"):
+        operation("number.mul")(2**40, 2**40)
 
 
 @pytest.fixture(scope="module")
