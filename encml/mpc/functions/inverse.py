@@ -49,7 +49,7 @@ def reciprocal(parties: Parties, payload: Tensor, fraction_bits: int) -> Tensor:
         exponent = 2 * f + 2 + more - size * (h + 1)
         return 2 ** min(exponent, 60 - digits - size) if exponent >= 0 else 0
 
-    lift, scales, place = e.read(parties, [_lift(e), e.by_group(scale, odd=True), _place(e)], name)
+    lift, scales, place = e.read(parties, [lift_table(e), e.by_group(scale, odd=True), place_table(e)], name)
     lifts, scales = _products(parties, [(lift, place), (scales, place)], name)
     y = _inverse(parties, x, lifts, e, digits, name)
     return multiply(parties, y, scales, digits + more, name).view(payload.shape)
@@ -68,14 +68,14 @@ def rsqrt(parties: Parties, payload: Tensor, fraction_bits: int) -> Tensor:
     digits = min(16, room // 2)
     table_bits = min(room - digits, MAX_SHIFT - digits)
     tables = [
-        _lift(e),
-        _place(e),
+        lift_table(e),
+        place_table(e),
         e.by_group(lambda h: 2 ** (size * (count - 1 - h) // 2)),
         e.by_place(lambda place: _power(table_bits + (3 * f + 1 - size * (count - 1) - place) / 2)),
     ]
     lift, place, group_root, place_root = e.read(parties, tables, name)
     lifts, scales = _products(parties, [(lift, place), (group_root, place_root)], name)
-    y = _polynomial(parties, x, lifts, e, "1/sqrt(v)", digits, name)
+    y = of_normal(parties, x, lifts, e, "1/sqrt(v)", digits, name)
     return multiply(parties, y, scales, digits + table_bits, name).view(payload.shape)
 
 
@@ -88,14 +88,14 @@ def sqrt(parties: Parties, payload: Tensor, fraction_bits: int) -> Tensor:
     e = exponents(parties, x, f, name, signed=False, zero=False)
     size, digits, table_bits = e.groups.size, 15, 14
     tables = [
-        _lift(e),
-        _place(e),
+        lift_table(e),
+        place_table(e),
         e.by_group(lambda h: 2 ** (size * h // 2)),
         e.by_place(lambda place: _power(table_bits + (f - 1 + place) / 2)),
     ]
     lift, place, group_root, place_root = e.read(parties, tables, name)
     lifts, scales = _products(parties, [(lift, place), (group_root, place_root)], name)
-    y = _polynomial(parties, x, lifts, e, "sqrt(v)", digits, name)
+    y = of_normal(parties, x, lifts, e, "sqrt(v)", digits, name)
     return multiply(parties, y, scales, digits + table_bits, name).view(payload.shape)
 
 
@@ -110,7 +110,7 @@ def log(parties: Parties, payload: Tensor, fraction_bits: int) -> Tensor:
     size, scale = e.groups.size, min(56, f + MAX_SHIFT)
     unit = math.ldexp(math.log(2), scale)
     logs = e.by_group(lambda h: round(size * h * unit)) + e.by_place(lambda place: round(place * unit))
-    lift, place, added = e.read(parties, [_lift(e), _place(e), logs], name)
+    lift, place, added = e.read(parties, [lift_table(e), place_table(e), logs], name)
     (lifts,) = _products(parties, [(lift, place)], name)
     fit = _fit("log(v)", 11, 20, scale)
     rows = fit.rows(parties, _normal(parties, x, lifts, e, 20, name), name)
@@ -144,7 +144,7 @@ def divide(parties: Parties, numerator: Tensor, divisor: Tensor, fraction_bits: 
             e.by_group(partial(_shift_in, after=after, end=end, size=size), odd=True)
             for after, end in itertools.pairwise((-1, *ends))
         ]
-        *parts, place = e.read(parties, [*tables, _place(e)], name)
+        *parts, place = e.read(parties, [*tables, place_table(e)], name)
         return e, _products(parties, [(part, place) for part in parts], name)
 
     e: Exponents
@@ -238,13 +238,13 @@ def _limit(parties: Parties, below: Tensor, above: Tensor, sign: Tensor, n: int,
     return payload
 
 
-def _lift(e: Exponents) -> Table:
-    """Together with ``_place``: 2^(top - e), by which |x| is brought to v 2^(top-1)."""
+def lift_table(e: Exponents) -> Table:
+    """Together with ``place_table``: 2^(top - e), by which |x| is brought to v 2^(top-1)."""
     groups = e.groups
     return e.by_group(lambda h: 2 ** (groups.size * (groups.count - 1 - h)), odd=True)
 
 
-def _place(e: Exponents) -> Table:
+def place_table(e: Exponents) -> Table:
     return e.by_place(lambda place: 2 ** (e.groups.size - 1 - place))
 
 
@@ -264,7 +264,7 @@ def _normal(parties: Parties, x: Tensor, lifts: Tensor, e: Exponents, bits: int,
     return half - constant(parties, x, 5 << (bits - 2))
 
 
-def _polynomial(
+def of_normal(
     parties: Parties, x: Tensor, lifts: Tensor, e: Exponents, function: str, digits: int, name: str
 ) -> Tensor:
     """The function of v as a payload (S, n) at ``digits`` fraction bits. 12 rounds."""

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from encml.mpc.functions.exponent import Exponents, exponents
-from encml.mpc.functions.inverse import _lift, _place, _polynomial
+from encml.mpc.functions.inverse import lift_table, of_normal, place_table
 from encml.mpc.functions.polynomial import multiply
 from encml.mpc.multiplication import product
 from encml.mpc.parties import Parties
@@ -87,8 +87,8 @@ def _of(
     """The function of v times 2^(powers[h] + step * l + base), without the surplus bits."""
     places = max(math.floor(base), _TABLE_BITS)
     tables = [
-        _lift(e),
-        _place(e),
+        lift_table(e),
+        place_table(e),
         e.by_group(lambda h: 2 ** powers[h]),
         e.by_place(lambda place: round(2 ** (places + base - math.floor(base) + step * place))),
     ]
@@ -100,5 +100,5 @@ def _of(
     def scaled() -> Tensor:
         return truncate(parties, factors, excess, name) if excess else factors
 
-    y, factor = parties.together(lambda: _polynomial(parties, x, lifts, e, function, digits, name), scaled)
+    y, factor = parties.together(lambda: of_normal(parties, x, lifts, e, function, digits, name), scaled)
     return multiply(parties, y, factor, digits + surplus, name)

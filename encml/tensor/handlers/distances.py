@@ -33,7 +33,8 @@ def pdist_backward(gradient: Tensor, x: Tensor, order: float, distances: Tensor)
 
 def _norms(difference: Tensor, order: float) -> Tensor:
     if order in (0, 1, 2) or math.isinf(order):
-        return torch.linalg.vector_norm(difference, order, -1)
+        length: Tensor = torch.linalg.vector_norm(difference, order, -1)
+        return length
     # Powers of parts of the largest stay within range.
     size = torch.abs(difference)
     largest = torch.amax(size, -1, True)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -254,6 +255,17 @@ def _fixed_scale(running_var: Tensor, weight: Tensor | None, eps: float) -> tupl
         variance.keep("scale", kept)
         w.keep("scaled by", kept[0])
     return inverse, kept[2]
+
+
+def prepare(session: Session, layers: Sequence[tuple[Tensor | None, Tensor | None, float]]) -> None:
+    """Work out what batch normalisations in evaluation divide by, all of them in the rounds of one: at most 30.
+
+    layers: running variance, weight and eps of each. The results are facts about them, which no evaluation then has to
+    wait for.
+    """
+    session.parties.together(
+        *(partial(_fixed_scale, variance, weight, eps) for variance, weight, eps in layers if variance is not None)
+    )
 
 
 def _fixed_deviation(variance: Secret, eps: float) -> Secret:
