@@ -237,6 +237,14 @@ def test_a_power_is_not_an_alias() -> None:
     near(a.reveal(), x, 0)
 
 
+@pytest.mark.parametrize("exponent", [0, 1, 2, 3, 0.0, 1.0, 2.0])
+@pytest.mark.parametrize("x", [torch.tensor([True, False]), torch.tensor([3, -2])])
+def test_powers_of_bools_and_integers(x: Tensor, exponent: float) -> None:
+    found = encml.share(x) ** exponent
+    assert found.dtype == (x**exponent).dtype
+    near(found.reveal(), x**exponent, 0)
+
+
 # Dtypes and sessions -------------------------------------------------------------------------------------------------
 
 OPERANDS = [

@@ -221,6 +221,15 @@ def test_training_lowers_the_loss() -> None:
     near(model.weight.reveal(), plain.weight, 400)
 
 
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+@pytest.mark.parametrize("loss", [F.cross_entropy, F.nll_loss])
+def test_where_all_are_ignored_the_loss_is_nothing(loss: Function, reduction: str) -> None:
+    ignored = torch.full((ROWS,), -100)
+    matches(lambda x: loss(x, ignored, reduction=reduction), X, ulps=0, grad_ulps=0)
+    if loss is F.cross_entropy:
+        matches(lambda x: loss(x, ignored, reduction=reduction, label_smoothing=0.1), X, ulps=0, grad_ulps=0)
+
+
 def test_what_cannot_be_is_said() -> None:
     x = encml.share(X)
     with pytest.raises(UnsupportedOperation, match="all targets are ignored"):

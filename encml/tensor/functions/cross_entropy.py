@@ -118,6 +118,8 @@ def cross_entropy(
         asked = _of_secret_classes(input, target, weight, ignore_index, label_smoothing)
     else:
         asked = _of_public_classes(input, target, weight, ignore_index, label_smoothing)
+    if reduction == "mean" and not isinstance(asked.count, Tensor) and not asked.count:
+        raise UnsupportedOperation("cross_entropy: all targets are ignored, a mean over them would be NaN")
     if isinstance(input, SharedTensor) and asked.whole and not transformed():
         result: Tensor = _CrossEntropy.apply(input, asked, reduction)  # type: ignore[no-untyped-call]
         return result
@@ -139,8 +141,6 @@ def _of_public_classes(
     if isinstance(weight, SharedTensor):
         return _of_secret_weights(input, target, weight, ignore_index, smoothing)
     weights, count = class_weights(target, input, weight, ignore_index, dim)
-    if not count:
-        raise UnsupportedOperation("cross_entropy: all targets are ignored, a mean over them would be NaN")
     if smoothing:
         kept = (target != ignore_index).unsqueeze(dim)
         weights = (1 - smoothing) * weights + smoothing / input.shape[dim] * _per_class(weight, input) * kept

@@ -112,8 +112,9 @@ def power(x: SharedTensor, exponent: Number) -> SharedTensor:
     """pow.Tensor_Scalar for whole exponents from 0, by repeated squaring."""
     if exponent != int(exponent) or exponent < 0:
         raise UnsupportedOperation(f"pow: exponent {exponent} of a secret; supported are whole exponents from 0")
+    dtype = result_dtype(x, exponent)
     if exponent == 0:
-        return full_like(x, 1)
+        return full_like(x, 1, dtype=dtype)
     remaining, base = int(exponent), x
     result: SharedTensor | None = None
     while remaining:
@@ -123,7 +124,7 @@ def power(x: SharedTensor, exponent: Number) -> SharedTensor:
         if remaining:
             base = mul(base, base)
     assert result is not None
-    return wrap(secret(result).linear(torch.clone) if exponent == 1 else secret(result), x.dtype)
+    return wrap(secret(result).linear(torch.clone) if exponent == 1 else secret(result), dtype)
 
 
 def logical_and(x: Operand, y: Operand) -> SharedTensor:

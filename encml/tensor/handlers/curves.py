@@ -245,7 +245,7 @@ def divide(x: Operand, y: Operand, *, rounding_mode: str | None = None) -> Share
 def power(x: SharedTensor, exponent: Number) -> SharedTensor:
     """pow.Tensor_Scalar: products for whole exponents, roots for halves, exp(exponent * log x) for others and x > 0."""
     if exponent == int(exponent):
-        whole = arithmetic.power(x, abs(int(exponent)))
+        whole = arithmetic.power(x, abs(exponent))
         return whole if exponent >= 0 else reciprocal(whole)
     if exponent == 0.5:
         return sqrt(x)
