@@ -88,7 +88,7 @@ def _pads(proof: Proof, node: Node) -> Lane | None:
 def _dims(argument: Argument, rank: int) -> list[int] | None:
     """Dimensions counted from the front; None for all of them, or what is no dimension."""
     dims = argument if isinstance(argument, tuple) else (argument,)
-    found = [dim % rank for dim in dims if type(dim) is int] if rank else []
+    found = [dim % rank for dim in dims if type(dim) is int and -rank <= dim < rank]
     return found if found and len(found) == len(dims) else None
 
 

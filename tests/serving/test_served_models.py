@@ -305,6 +305,74 @@ def test_proofs_hold_for_graphs_made_up_at_random() -> None:
     assert proven > 20
 
 
+def test_proofs_hold_for_chains_of_operations() -> None:
+    """The same for operations in any order, along any dimensions."""
+    rng = random.Random(9)
+    torch.manual_seed(9)
+    p = torch.randn(4, 4)
+    proven = 0
+    for _ in range(1200):
+        x = torch.randn(3, 2, 4)
+        nodes = [{"name": "size", "op": "aten.sym_size.int", "args": [{"value": "input"}, 0]}]
+        names = ["input"]
+        for step in range(rng.randint(2, 5)):
+            op, *arguments = rng.choice(STEPS)
+            filled = [rng.randint(-3, 2) if a == "dim" else {"value": rng.choice(names[-2:])} if a == "x" else a
+                      for a in arguments]  # fmt: skip
+            if op == "aten.cat.default":
+                filled = [filled[:2], filled[2]]
+            names.append(f"step{step}")
+            nodes.append({"name": names[-1], "op": op, "args": filled})
+        graph = {
+            "input_shape": [2, 4],
+            "parameters": [{"name": "p", "shape": [4, 4]}],
+            "nodes": nodes,
+            "output": names[-1],
+        }
+        for shape in ([2, 4], [4, 2], [8], [4], [2], [1, 2, 4], [2, 1]):
+            try:
+                found = Graph.from_json(json.dumps(graph | {"output_shape": shape}))
+            except EncmlError:
+                continue
+            if separable(found):
+                proven += 1
+                with torch.no_grad():
+                    together = found.run({"p": p}, x)
+                    each = torch.cat([found.run({"p": p}, row) for row in x.split(1)])
+                assert torch.allclose(together, each, atol=1e-4, rtol=1e-4), graph
+            break
+    assert proven > 20
+
+
+P = {"parameter": "p"}
+SIZE = {"value": "size"}
+STEPS: list[list[Any]] = [
+    ["aten.softmax.int", "x", "dim"],
+    ["aten.mean.dim", "x", "dim", True],
+    ["aten.cumsum.default", "x", "dim"],
+    ["aten.transpose.int", "x", "dim", "dim"],
+    ["aten.transpose.int", "x", 0, 1],
+    ["aten.transpose.int", "x", 0, 1],
+    ["aten.transpose.int", "x", -1, -2],
+    ["aten.cat.default", "x", "x", "dim"],
+    ["aten.add.Tensor", "x", "x"],
+    ["aten.mul.Tensor", "x", P],
+    ["aten.linear.default", "x", P],
+    ["aten.matmul.default", "x", "x"],
+    ["aten.scaled_dot_product_attention.default", "x", "x", "x"],
+    ["aten.layer_norm.default", "x", [4]],
+    ["aten.select.int", "x", "dim", 0],
+    ["aten.unsqueeze.default", "x", "dim"],
+    ["aten.view.default", "x", [SIZE, -1]],
+    ["aten.reshape.default", "x", [SIZE, 2, 4]],
+    ["aten.reshape.default", "x", [-1, 4, 2]],
+    ["aten.reshape.default", "x", [2, -1, 4]],
+    ["aten.reshape.default", "x", [-1, 4]],
+    ["aten.flatten.using_ints", "x", "dim", "dim"],
+]
+"""Operations with "x" for one of the last two values and "dim" for any dimension."""
+
+
 def disturb(graph: dict[str, Any], rng: random.Random) -> None:
     """Change a number, a reference or an operation of a node."""
     node = rng.choice(graph["nodes"])
