@@ -265,7 +265,6 @@ class _Faulty(nn.Module):
         (aten.lt.Tensor, lambda x: x[0] < x[1], 1),
         (aten.add_.Tensor, lambda x: x.clone().add_(x), 4),
     ],
-    ids=str,
 )
 def test_operations_that_are_off_by_little_are_found(
     monkeypatch: pytest.MonkeyPatch, operator: Any, operation: Callable[[Tensor], Tensor], off: int
