@@ -151,6 +151,20 @@ def test_of_integers_bools_and_pending_products() -> None:
     near((encml.share(p) * encml.share(p)).max().reveal(), (p * p).max(), 1)
 
 
+def test_an_index_is_not_worked_out_to_be_detached(session: Session) -> None:
+    """Or one party that looks at it by itself would send messages that nobody expects."""
+    x = grid(3, 5)
+    index = encml.share(x).argmax(1)
+    rounds = session.ledger.rounds
+    detached = [index.detach(), index.data, torch.ops.aten.alias(index)]
+    assert session.ledger.rounds == rounds
+    for found in detached:
+        assert (found.shape, found.stride(), found.dtype) == (index.shape, index.stride(), index.dtype)
+        near(found.reveal(), x.argmax(1), 0)
+    detached[0].fill_(2)
+    near(index.reveal(), torch.full((3,), 2), 0)
+
+
 @NAMES
 def test_the_result_of_one_element_has_memory_of_its_own(name: str) -> None:
     x = encml.share(grid(1, 3))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from encml.errors import UnsupportedOperation
 from encml.tensor.handlers.common import as_secret, axis, session_of, wrap, write
+from encml.tensor.secret import Secret
 from encml.tensor.shared import SharedTensor, secret
 
 
@@ -19,8 +20,14 @@ def _viewed(x: SharedTensor, look: Callable[[Tensor], Tensor]) -> SharedTensor:
 
 
 def same(x: SharedTensor) -> SharedTensor:
-    """detach, alias: another tensor with the very same secret."""
-    return wrap(secret(x), x.dtype)
+    """detach, alias: another tensor with the very same secret, which is not worked out for it if it was not yet."""
+    held = secret(x)
+    if held.made:
+        return wrap(held, x.dtype)
+    blank = torch.empty_strided((1, *x.shape), (1, *x.stride()), dtype=torch.int64)
+    result = wrap(Secret(x.session, 0, payload=blank), x.dtype)
+    result._secret = held
+    return result
 
 
 def view(x: SharedTensor, size: Sequence[int]) -> SharedTensor:
