@@ -31,6 +31,7 @@ from encml.mpc.parties import Parties, known
 from encml.mpc.session import Session, current_session
 from encml.net.transport import PARTIES
 from encml.ring.layout import in_memory_order
+from encml.tensor.handlers.norms import FINER
 from encml.tensor.refusals import refuse_pickling
 from encml.tensor.secret import Secret
 from encml.tensor.shared import SharedTensor
@@ -51,7 +52,9 @@ def reduce(x: SharedTensor) -> tuple[Any, ...]:
         payload = in_memory_order(lambda p: p.clone(memory_format=torch.contiguous_format), held.payload)
     is_parameter = isinstance(x, nn.Parameter)
     local, bits = list(session.parties.local), session.fraction_bits
-    return rebuild, (payload, held.fraction_bits, str(x.dtype), x.requires_grad, is_parameter, local, bits)
+    finer: Secret | None = held.fact(FINER)
+    more = (None, 0) if finer is None else (finer.terms.clone(), finer.fraction_bits)
+    return rebuild, (payload, held.fraction_bits, str(x.dtype), x.requires_grad, is_parameter, local, bits, *more)
 
 
 def rebuild(
@@ -62,17 +65,30 @@ def rebuild(
     is_parameter: bool,
     local: list[int],
     session_bits: int,
+    finer: Tensor | None = None,
+    finer_bits: int = 0,
 ) -> Tensor:
     """What torch.load makes of it, in the current session.
 
-    1 round, 16 bytes a party, in which neighbours make sure that they loaded the same. Raises InvalidTensor if the file
+    1 round, 16 bytes a party, in which neighbours make sure that they loaded the same; another for the finer digits of
+    a running variance. Raises InvalidTensor if the file
     is another party's, of other fraction bits or malformed, ProtocolError if parties loaded different tensors.
     """
     session = current_session()
     _check(session, payload, fraction_bits, dtype, local, session_bits)
+    if finer is not None and (finer.dtype, finer.shape) != (payload.dtype, payload.shape):
+        raise InvalidTensor(
+            f"the file holds finer digits of {finer.dtype} and shape {tuple(finer.shape)} for shares of shape "
+            f"{tuple(payload.shape)}"
+        )
     with session.whole(), session.ledger.operation("load"):
         _check_neighbours(session.parties, payload, f"{fraction_bits} {dtype} {tuple(payload.shape[1:])}")
-    x: Tensor = SharedTensor(Secret(session, fraction_bits, payload=payload), _DTYPES[dtype], requires_grad)
+        if finer is not None:
+            _check_neighbours(session.parties, finer, f"{finer_bits} finer {tuple(finer.shape[1:])}")
+    held = Secret(session, fraction_bits, payload=payload)
+    if finer is not None:
+        held.keep(FINER, Secret(session, finer_bits, payload=finer))
+    x: Tensor = SharedTensor(held, _DTYPES[dtype], requires_grad)
     return nn.Parameter(x, requires_grad) if is_parameter else x
 
 

@@ -323,3 +323,18 @@ def test_copies_do_not_go_by_pickling() -> None:
     with pytest.raises(SecretError, match="not pickled"):
         copy.copy(x)
     near(copy.deepcopy(x).reveal(), grid(3), 0)
+
+
+def test_finer_digits_of_running_variances_survive() -> None:
+    """A copy, another dtype and a file give what the module itself gives."""
+    norm, x = nn.BatchNorm1d(4).double().eval(), torch.full((2, 4), 0.125, dtype=torch.float64)
+    norm.running_var.fill_(1e-4)
+    shared, expected = encml.share(norm), norm(x)
+    file = io.BytesIO()
+    torch.save(shared.state_dict(), file)
+    file.seek(0)
+    loaded = encml.share(nn.BatchNorm1d(4).double().eval())
+    loaded.load_state_dict(torch.load(file))
+    for module in (shared, copy.deepcopy(shared), loaded, encml.share(norm).float().double()):
+        found = module(encml.share(x)).reveal()
+        assert float(((found - expected).abs().max() / expected.max()).detach()) < 5e-4

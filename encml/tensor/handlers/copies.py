@@ -13,6 +13,7 @@ from encml.ring.layout import stack
 from encml.tensor.handlers.arithmetic import scale
 from encml.tensor.handlers.common import as_number, as_secret, result_dtype, session_of, supported_dtype, wrap, write
 from encml.tensor.handlers.linear import sum_dims
+from encml.tensor.handlers.norms import FINER
 from encml.tensor.public import Number
 from encml.tensor.secret import Secret, settle_all
 from encml.tensor.shared import SharedTensor, secret
@@ -114,7 +115,11 @@ def to_copy(
     if device is not None and torch.device(device).type != x.device.type:
         raise UnsupportedOperation(f"a SharedTensor stays on {x.device}; found a move to {device}")
     kept = memory_format or torch.preserve_format
-    return wrap(secret(x).linear(lambda terms: stack([term.clone(memory_format=kept) for term in terms])), target)
+    held = secret(x)
+    copied = held.linear(lambda terms: stack([term.clone(memory_format=kept) for term in terms]))
+    if (finer := held.fact(FINER)) is not None:
+        copied.keep(FINER, finer)
+    return wrap(copied, target)
 
 
 def number(x: SharedTensor, *_: object) -> SharedTensor:
