@@ -133,6 +133,7 @@ def test_every_error_has_its_exit_code() -> None:
         "InvalidTensor": 3,
         "UnsupportedOperation": 1,
         "SecretError": 1,
+        "CheckError": 1,
         "ProtocolError": 4,
         "PartyError": 4,
         "PartyTimeout": 4,

@@ -21,6 +21,9 @@ except ModuleNotFoundError as error:
         f"PyTorch's database of operators needs the package {error.name}: pip install 'encml[ops]'"
     ) from error
 
+# PyTorch's test tools freeze its global flags, which Opacus, say, sets; what runs after this is no test of PyTorch's.
+torch.backends.flags_frozen.__globals__["__allow_nonbracketed_mutation_flag"] = True
+
 DTYPE = torch.float64
 """In which the database gives its samples: the logical dtype of the secrets, and that of the reference."""
 

@@ -250,3 +250,7 @@ def test_command_says_what_is_wrong(tmp_path: Path) -> None:
         result = run(*words)
         assert result.exit_code == 2
         assert message in " ".join(result.stderr.split())
+
+
+def test_the_database_leaves_the_flags_of_pytorch_as_they_are() -> None:
+    assert not torch.backends.flags_frozen()

@@ -83,16 +83,8 @@ def mul(x: Operand, y: Operand) -> SharedTensor:
     return wrap(scale(secret(held), number), dtype)
 
 
-def div(x: Operand, y: Operand, *, rounding_mode: str | None = None) -> SharedTensor:
-    """div.Tensor, div.Scalar by something public: a product with its reciprocal, rounded as every public factor is."""
-    if isinstance(y, SharedTensor):
-        raise UnsupportedOperation(
-            "div: division by a secret has no secret-shared version yet; divide by public values"
-        )
-    if rounding_mode is not None:
-        raise UnsupportedOperation(
-            f"div: rounding_mode={rounding_mode!r} has no secret-shared version yet; leave it out"
-        )
+def div(x: Operand, y: Operand) -> SharedTensor:
+    """A secret divided by something public: a product with its reciprocal, rounded as every public factor is."""
     assert isinstance(x, SharedTensor)
     dtype = result_dtype(x, y)
     reciprocal = torch.as_tensor(y, dtype=torch.float64).reciprocal()

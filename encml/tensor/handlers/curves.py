@@ -204,17 +204,13 @@ def tan(x: SharedTensor) -> SharedTensor:
     return divide(sin(x), cos(x))
 
 
-def divide(x: Operand, y: Operand, *, rounding_mode: str | None = None) -> SharedTensor:
-    """div.Tensor, div.Scalar, div.Tensor_mode, by a secret or something public.
+def divide(x: Operand, y: Operand) -> SharedTensor:
+    """div.Tensor, div.Scalar, by a secret or something public.
 
     By a secret: 30 rounds, 294 B a party and element; less where y broadcasts. x/0 is the end of the range.
     """
     if not isinstance(y, SharedTensor):
-        return arithmetic.div(x, y, rounding_mode=rounding_mode)
-    if rounding_mode is not None:
-        raise UnsupportedOperation(
-            f"div: rounding_mode={rounding_mode!r} by a secret; leave it out, or divide by public values"
-        )
+        return arithmetic.div(x, y)
     session = session_of(x, y)
     dividend, divisor = as_secret(x, session), secret(y)
     settle_all(dividend, divisor)

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from encml.tensor.handlers import curves
-from encml.tensor.handlers.common import in_place
 
 aten = torch.ops.aten
 
@@ -40,19 +39,13 @@ _FUNCTIONS: dict[Any, Callable[..., Any]] = {
     aten.celu: curves.celu,
     aten.selu: curves.selu,
 }
-_IN_PLACE = {getattr(aten, f"{op.__name__}_"): handler for op, handler in _FUNCTIONS.items() if op is not aten.softplus}
-
 HANDLERS: dict[Any, Callable[..., Any]] = {
     **{op.default: handler for op, handler in _FUNCTIONS.items()},
-    **{op.default: in_place(handler) for op, handler in _IN_PLACE.items()},
     aten.div.Tensor: curves.divide,
     aten.div.Scalar: curves.divide,
-    aten.div_.Tensor: in_place(curves.divide),
-    aten.div_.Scalar: in_place(curves.divide),
     aten.pow.Tensor_Scalar: curves.power,
     aten.pow.Tensor_Tensor: curves.power_of_tensors,
     aten.pow.Scalar: curves.power_of_tensors,
-    aten.pow_.Scalar: in_place(curves.power),
     aten.sigmoid_backward.default: curves.sigmoid_backward,
     aten.tanh_backward.default: curves.tanh_backward,
     aten.gelu_backward.default: curves.gelu_backward,
