@@ -106,7 +106,7 @@ FUNCTIONS: Mapping[str, Function] = MappingProxyType(
         "tanh": _on_curve(curves.TANH, 617.25),
         "erf": _on_curve(curves.ERF, 569.25),
         "gelu": _on_curve(curves.GELU, 649.25),
-        "gelu, by tanh": _on_curve(curves.GELU_TANH, 649.25),
+        "gelu_tanh": _on_curve(curves.GELU_TANH, 649.25),
         "silu": _on_curve(curves.SILU, 650.375),
         "softplus": _on_curve(curves.SOFTPLUS, 634.375),
         "mish": _on_curve(curves.MISH, 618.375, ulps=4),
