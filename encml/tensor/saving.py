@@ -71,8 +71,8 @@ def rebuild(
     """What torch.load makes of it, in the current session.
 
     1 round, 16 bytes a party, in which neighbours make sure that they loaded the same; another for the finer digits of
-    a running variance. Raises InvalidTensor if the file
-    is another party's, of other fraction bits or malformed, ProtocolError if parties loaded different tensors.
+    a running variance. Raises InvalidTensor if the file is another party's, of other fraction bits or malformed,
+    ProtocolError if parties loaded different tensors.
     """
     session = current_session()
     _check(session, payload, fraction_bits, dtype, local, session_bits)
