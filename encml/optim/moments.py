@@ -104,8 +104,3 @@ def direction(parties: Parties, mean: Tensor, square: Tensor, eps: float) -> Ten
     root = inverse_root(parties, argument, SQUARE_BITS, _ROOT_BITS, math.ldexp(_LEAST / 2, -SQUARE_BITS))
     rows = product(parties, torch.mul, mean, root)
     return truncate_rows(parties, rows, GRADIENT_BITS + _ROOT_BITS - DIRECTION_BITS, _NAME)
-
-
-def smallest_eps() -> float:
-    """The least eps in units of R that makes a difference."""
-    return math.sqrt(math.ldexp(_LEAST, -SQUARE_BITS))

@@ -31,10 +31,10 @@ from torch import Tensor
 
 from encml.errors import PrivacyError
 from encml.mpc.comparison import negative, to_arithmetic
+from encml.mpc.functions.polynomial import constant, multiply
 from encml.mpc.multiplication import product
 from encml.mpc.parties import Parties
 from encml.mpc.sharing import public
-from encml.mpc.truncation import truncate_rows
 from encml.privacy.wraparound import SQUARE_BITS
 
 FACTOR_BITS = 20
@@ -75,10 +75,10 @@ def clipping_factors(parties: Parties, squares: Tensor, bound: int) -> Tensor:
     lift = _by_exponent(parties, steps, [2 ** (_TOP - j) for j in range(lowest, _TOP + 1)])
     scale = _by_exponent(parties, steps, [_scaled_bound(bound, j) for j in range(lowest, _TOP + 1)])
 
-    normal = _multiply(parties, squares, lift, _TOP - _BITS)
+    normal = multiply(parties, squares, lift, _TOP - _BITS, _NAME)
     inverse = _inverse_root(parties, normal)
-    factor = _multiply(parties, inverse, scale, 2 * _BITS - FACTOR_BITS) - _constant(parties, squares, 1)
-    one = _constant(parties, squares, 2**FACTOR_BITS)
+    factor = multiply(parties, inverse, scale, 2 * _BITS - FACTOR_BITS, _NAME) - constant(parties, squares, 1)
+    one = constant(parties, squares, 2**FACTOR_BITS)
     return one - parties.reshare(product(parties, torch.mul, too_long, one - factor), _NAME)
 
 
@@ -101,7 +101,7 @@ def _at_least(parties: Parties, values: Tensor, limits: Sequence[int]) -> Tensor
 def _by_exponent(parties: Parties, steps: Tensor, table: Sequence[int]) -> Tensor:
     """table[number of ones] for payloads (S, n, len(table) - 1) of bits 1, ..., 1, 0, ..., 0. No communication."""
     changes = torch.tensor([after - before for before, after in itertools.pairwise(table)], dtype=torch.int64)
-    return (steps * changes).sum(-1) + _constant(parties, steps[..., 0], table[0])
+    return (steps * changes).sum(-1) + constant(parties, steps[..., 0], table[0])
 
 
 def _scaled_bound(bound: int, exponent: int) -> int:
@@ -115,22 +115,13 @@ def _inverse_root(parties: Parties, v: Tensor) -> Tensor:
 
     For v in [0, 1) something below 4 comes out, which the caller does not use.
     """
-    start = _constant(parties, v, 21 << _BITS) - 5 * v  # with 4 more fraction bits, exactly
+    start = constant(parties, v, 21 << _BITS) - 5 * v  # with 4 more fraction bits, exactly
     y = _newton(parties, v, start, _BITS + 4)
     return _newton(parties, v, y, _BITS)
 
 
 def _newton(parties: Parties, v: Tensor, y: Tensor, bits: int) -> Tensor:
     """y (3 - v y^2)/2, y with ``bits`` fraction bits. 9 rounds."""
-    square = _multiply(parties, y, y, 2 * bits - _BITS)
-    rest = _constant(parties, v, 3 << _BITS) - _multiply(parties, v, square, _BITS)
-    return _multiply(parties, y, rest, bits + 1)
-
-
-def _multiply(parties: Parties, x: Tensor, y: Tensor, shift: int) -> Tensor:
-    """x y / 2^shift, off by less than one unit. 3 rounds."""
-    return truncate_rows(parties, product(parties, torch.mul, x, y), shift, _NAME)
-
-
-def _constant(parties: Parties, like: Tensor, value: int) -> Tensor:
-    return public(parties, torch.full(like.shape[1:], value, dtype=torch.int64))
+    square = multiply(parties, y, y, 2 * bits - _BITS, _NAME)
+    rest = constant(parties, v, 3 << _BITS) - multiply(parties, v, square, _BITS, _NAME)
+    return multiply(parties, y, rest, bits + 1, _NAME)

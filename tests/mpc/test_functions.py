@@ -6,7 +6,6 @@ import math
 from functools import partial
 from operator import mul
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,34 +14,16 @@ from party_threads import run_apart
 from plain_ring import in_process, opened, random_ring, split
 from torch import Tensor
 
+from encml.coverage.functions import adversarial, errors
 from encml.mpc.functions import curves, exponential, inverse
 from encml.mpc.functions.exponent import Groups, exponents
-from encml.mpc.functions.table import DIVIDE, FUNCTIONS, Function
+from encml.mpc.functions.table import DIVIDE, FUNCTIONS
 from encml.mpc.parties import Parties
 
 F = 16
 ULP = 2.0**-F
 NAMES = pytest.mark.parametrize("name", sorted(FUNCTIONS))
 TOP = 2**46 - 1
-
-
-def adversarial() -> Tensor:
-    """Ring integers: powers of two and their neighbours, the smallest ones, the range's ends, dense ones between."""
-    powers = torch.tensor([2**k for k in range(46)])
-    generator = torch.Generator().manual_seed(4)
-    dense = (2 ** (46 * torch.rand(3000, dtype=torch.float64, generator=generator))).long()
-    curved = (torch.rand(2000, dtype=torch.float64, generator=generator) * 40 * 2**F).long()
-    halves = torch.arange(0, 40 * 2**F, 2 ** (F - 2))
-    logs = (torch.arange(-20, 31) * np.log(2) * 2**F).long()
-    some = torch.cat([powers, powers - 1, powers + 1, 3 * powers[:-2], torch.arange(200), torch.tensor([TOP, TOP - 1])])
-    positive = torch.cat([some, dense, curved, halves, halves + 1, halves - 1, logs, logs + 1])
-    return torch.cat([positive, -positive]).clamp(-TOP, TOP)
-
-
-def errors(found: Tensor, exact: Tensor, function: Function) -> Tensor:
-    """Errors as parts of what is allowed."""
-    off = (found.double() * ULP - exact).abs()
-    return off / torch.clamp(exact.abs() * function.relative, min=function.ulps * ULP)
 
 
 @NAMES

@@ -196,7 +196,6 @@ SILU_SLOPE = Curve("silu_backward", lambda x: _sigmoid(x) * (1 + x * (1 - _sigmo
 MISH = Curve("mish", lambda x: x * np.tanh(np.logaddexp(0, x)), WIDE, 0, 0, slope=1)
 MISH_SLOPE = Curve("mish_backward", _mish_slope, WIDE, 0, 1)
 ERF = Curve("erf", lambda x: 2 * _normal(x * math.sqrt(2)) - 1, FINE, -1, 1)
-ERF_SLOPE = Curve("erf_backward", lambda x: 2 / math.sqrt(math.pi) * np.exp(-x * x), FINE, 0, 0)
 GELU = Curve("gelu", lambda x: x * _normal(x), FINE, 0, 0, slope=1)
 GELU_SLOPE = Curve("gelu_backward", lambda x: _normal(x) + x * _density(x), FINE, 0, 1)
 GELU_TANH = Curve("gelu", lambda x: 0.5 * x * (1 + np.tanh(_A * (x + _B * x**3))), FINE, 0, 0, slope=1)

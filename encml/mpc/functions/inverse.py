@@ -137,9 +137,11 @@ def divide(parties: Parties, numerator: Tensor, divisor: Tensor, fraction_bits: 
         expanded: Tensor = payload.view(wide).expand(-1, *shape[1:])
         return expanded
 
+    groups = Groups.of(f)
+    size, ends = groups.size, _branches(f, groups)
+
     def scales() -> tuple[Exponents, list[Tensor]]:
         e = exponents(parties, x, f, name, signed=True)
-        size, ends = e.groups.size, _branches(f, e.groups)
         tables = [
             e.by_group(partial(_shift_in, after=after, end=end, size=size), odd=True)
             for after, end in itertools.pairwise((-1, *ends))
@@ -151,10 +153,9 @@ def divide(parties: Parties, numerator: Tensor, divisor: Tensor, fraction_bits: 
     (e, parts), (bounded, below, above) = parties.together(
         scales, lambda: _bounded(parties, numerator, spread(x), f, name)
     )
-    ends = _branches(f, e.groups)
     lifts = torch.zeros_like(x)
     for part, end in zip(parts, ends, strict=True):
-        lifts += part << (e.groups.top - end)
+        lifts += part << (groups.top - end)
 
     def sign() -> Tensor:
         if x[0].numel() == shape[1:].numel():
