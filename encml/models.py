@@ -1,8 +1,10 @@
-"""The network of the demonstration."""
+"""The network of the demonstration, and the four on which encrypted training is compared in the literature."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 from torch import nn
 
@@ -39,3 +41,71 @@ def seed_network() -> nn.Sequential:
         if layer.bias is not None:
             nn.init.zeros_(layer.bias)
     return network
+
+
+_CLASSES = 10
+
+
+def network_a() -> nn.Sequential:
+    """784-128-128-10 with ReLU, for (N, 1, 28, 28) or (N, 784): network A of SecureML (Mohassel and Zhang 2017).
+
+    118,282 parameters.
+    """
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, _CLASSES)
+    )
+
+
+def network_b() -> nn.Sequential:
+    """Two convolutions and two linear layers, for (N, 1, 28, 28): network B, of MiniONN (Liu et al. 2017).
+
+    33,542 parameters. The maximum is taken before the ReLU, which is the same function and compares a quarter as often.
+    """
+    return nn.Sequential(
+        *_convolution(1, 16), *_convolution(16, 16), nn.Flatten(), *_dense(256, 100), nn.Linear(100, _CLASSES)
+    )
+
+
+def network_c() -> nn.Sequential:
+    """LeNet, for (N, 1, 28, 28): network C (LeCun et al. 1998, in the form of SecureNN, Wagh et al. 2019).
+
+    431,080 parameters; maximum and ReLU as in ``network_b``.
+    """
+    return nn.Sequential(
+        *_convolution(1, 20), *_convolution(20, 50), nn.Flatten(), *_dense(800, 500), nn.Linear(500, _CLASSES)
+    )
+
+
+def network_d() -> nn.Sequential:
+    """One convolution with stride 2 and two linear layers, for (N, 1, 28, 28): network D, of Chameleon (Riazi et al.
+    2018) and Sarda (Agrawal et al. 2019).
+
+    99,240 parameters.
+    """
+    return nn.Sequential(
+        nn.Conv2d(1, 5, 5, stride=2, padding=2),
+        nn.ReLU(),
+        nn.Flatten(),
+        *_dense(980, 100),
+        nn.Linear(100, _CLASSES),
+    )
+
+
+def _convolution(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
+    return nn.Conv2d(inputs, outputs, 5), nn.MaxPool2d(2), nn.ReLU()
+
+
+def _dense(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
+    return nn.Linear(inputs, outputs), nn.ReLU()
+
+
+NETWORKS: Mapping[str, Callable[[], nn.Sequential]] = MappingProxyType(
+    {
+        "seed_cnn": seed_network,
+        "network_a": network_a,
+        "network_b": network_b,
+        "network_c": network_c,
+        "network_d": network_d,
+    }
+)
+"""The networks that an experiment's file can name."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from encml.bench.case import Case, Job, normal
 from encml.bench.primitives import fresh, settled
-from encml.models import seed_network
+from encml.models import network_a, seed_network
 from encml.mpc.session import Session
 from encml.tensor import SharedTensor, share
 
@@ -19,11 +19,6 @@ _CLASSES = 10
 
 Size = tuple[int, ...]
 Loss = Callable[[Tensor, Tensor], Tensor]
-
-
-def network_a() -> nn.Sequential:
-    """784-128-128-10 with ReLU: network A of SecureML and its successors (Mohassel and Zhang 2017)."""
-    return nn.Sequential(nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, _CLASSES))
 
 
 def _first_weights(make: Callable[[], nn.Sequential]) -> nn.Sequential:
