@@ -30,6 +30,11 @@ class PublicCoins:
         self._keys: KeyStream | None = None
         self._known: dict[int, bytes] = {}
 
+    def forget(self) -> None:
+        """Agree on a new key before the next choice: the masks that the last one came from have begun anew."""
+        self._keys = None
+        self._known.clear()
+
     @property
     def drawn(self) -> int:
         """How many choices have been made, in bytes of their keys."""

@@ -17,7 +17,7 @@ None for what is not known here.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -45,12 +45,12 @@ class Parties:
         keys = [fresh_key() if seed is None else _test_key(seed, rank) for rank in self.local]
         own = torch.tensor([list(key) for key in keys], dtype=torch.uint8)
         received = transport.rotate(own, +1, "setup")
-        self._streams: dict[int, KeyStream] = {}
-        for row, rank in enumerate(self.local):
-            self._streams.setdefault(rank, KeyStream(bytes(own[row].tolist())))
+        self._roots = {rank: bytes(own[row].tolist()) for row, rank in enumerate(self.local)}
         if self.here == 1:
-            self._streams[(self.local[0] - 1) % PARTIES] = KeyStream(bytes(received[0].tolist()))
+            self._roots[(self.local[0] - 1) % PARTIES] = bytes(received[0].tolist())
+        self._streams: dict[int, KeyStream] = {}
         self._lead = 0
+        self.rekey(b"")
 
     def __repr__(self) -> str:
         return f"Parties(local={self.local})"
@@ -82,6 +82,31 @@ class Parties:
     def together(self, *protocols: Callable[[], Any]) -> list[Any]:
         """Run independent protocols in the same rounds, and return what they return: see ``SharedRounds.together``."""
         return self.net.together(protocols)
+
+    # Keys ----------------------------------------------------------------------------------------------------
+
+    def rekey(self, context: bytes) -> None:
+        """Begin all streams of masks anew, under keys derived from the session's roots and ``context``.
+
+        Every party does so at the same place with the same context. A context stands for one computation on one set of
+        inputs: a pair of roots and context that came back for anything else would use masks twice.
+        """
+        self._streams = {stream: KeyStream(_derived(root, context)) for stream, root in self._roots.items()}
+        self._lead = 0
+
+    @property
+    def roots(self) -> dict[int, bytes]:
+        """The keys that all masks come from, by stream: as secret as this process's shares. For checkpoints only."""
+        return dict(self._roots)
+
+    def replace_roots(self, roots: Mapping[int, bytes]) -> None:
+        """Go on with the roots of an earlier session of the same party; ``rekey`` follows."""
+        if roots.keys() != self._roots.keys() or any(len(root) != KEY_BYTES for root in roots.values()):
+            raise ProtocolError(
+                f"roots for the streams {sorted(roots)} do not fit the parties {self.local}, which have the streams "
+                f"{sorted(self._roots)}, of {KEY_BYTES} bytes each"
+            )
+        self._roots = dict(roots)
 
     # Masks ---------------------------------------------------------------------------------------------------
 
@@ -208,6 +233,10 @@ def known(share: Tensor | None) -> Tensor:
 
 def _remove(value: Tensor, mask: Tensor | None, xor: bool) -> Tensor:
     return value ^ known(mask) if xor else value - known(mask)
+
+
+def _derived(root: bytes, context: bytes) -> bytes:
+    return hashlib.blake2b(context, key=root, digest_size=KEY_BYTES, person=b"encml masks").digest()
 
 
 def _test_key(seed: int, rank: int) -> bytes:

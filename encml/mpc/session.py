@@ -68,6 +68,11 @@ class Session:
         """Rounds, bytes and seconds so far, by operation."""
         return self.parties.ledger
 
+    def rekey(self, context: bytes) -> None:
+        """Begin all masks and public random choices anew: see ``Parties.rekey``. No communication."""
+        self.parties.rekey(context)
+        self.coins.forget()
+
     @contextmanager
     def whole(self) -> Iterator[None]:
         """What happens inside happens whole, or ends this party's session.
