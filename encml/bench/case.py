@@ -25,10 +25,23 @@ class Job:
 
     ``run`` goes from shares to shares: what it returns is settled, so that nothing is left to be paid later.
     ``expected``: the result in plain float64, where there is one to compare with.
+    ``payload``: of a training step, the elements that it cannot do without.
     """
 
     run: Callable[[], SharedTensor | None]
     expected: Tensor | None = None
+    payload: Payload | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """How many secret elements a step is given (parameters, inputs, labels), and how many activations it must keep.
+
+    Activations are the outputs of all layers but those that only give their input another shape.
+    """
+
+    given: int
+    kept: int
 
 
 @dataclass(frozen=True, slots=True)

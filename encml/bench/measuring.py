@@ -29,12 +29,15 @@ def measure(case: Case, session: Session, quick: bool, repeats: int) -> Run | st
         result = job.run()
     error = None if result is None or job.expected is None else worst_error(result.reveal().detach(), job.expected)
     del result
+    share_bytes = session.parties.shares_here * torch.int64.itemsize
     return Run(
         seconds=tuple(_timed(job, session) / case.loops for _ in range(repeats)),
         rounds=spent[0].rounds / case.loops,
         bytes_per_party=spent[0].bytes_per_party / case.loops,
         peak_bytes=memory[0],
         worst_error=error,
+        given_bytes=None if job.payload is None else job.payload.given * share_bytes,
+        kept_bytes=None if job.payload is None else job.payload.kept * share_bytes,
     )
 
 
@@ -49,6 +52,8 @@ def together(runs: tuple[Run, Run, Run]) -> Run:
         bytes_per_party=sum(run.bytes_per_party for run in runs),
         peak_bytes=max(peaks, default=None),
         worst_error=first.worst_error,
+        given_bytes=first.given_bytes,
+        kept_bytes=first.kept_bytes,
     )
 
 

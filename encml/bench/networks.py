@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from encml.bench.case import Case, Job, normal
+from encml.bench.case import Case, Job, Payload, normal
 from encml.bench.primitives import fresh, settled
-from encml.models import network_a, seed_network
+from encml.models import network_a, network_b, network_c, network_d, seed_network
 from encml.mpc.session import Session
 from encml.tensor import SharedTensor, share
 
@@ -42,26 +42,39 @@ def _inference(session: Session, size: Size) -> Job:
         return Job(run, model.double()(images.double()))
 
 
-def _training(loss: Loss) -> Callable[[Session, Size], Job]:
+def _training(make: Callable[[], nn.Sequential], loss: Loss) -> Callable[[Session, Size], Job]:
     """One step of SGD on secret images and secret one-hot labels; ``size``: batch."""
 
     def prepare(session: Session, size: Size) -> Job:
-        images = normal(size[0], 784).clamp(0, 1)
+        images = normal(size[0], 1, 28, 28).clamp(0, 1)
         labels = F.one_hot(torch.arange(size[0]) % _CLASSES, _CLASSES).float()
-        model = share(_first_weights(network_a), session=session)
+        plain = _first_weights(make)
+        model = share(plain, session=session)
         x, y = share(images, session=session), share(labels, session=session)
         optimizer = torch.optim.SGD(model.parameters(), lr=_LEARNING_RATE)
 
         def run() -> None:
-            optimizer.zero_grad()
             loss(model(fresh(x)), fresh(y)).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             for parameter in model.parameters():
                 settled(parameter)
+            # Here and not first, so that no step finds memory that the one before it left behind.
+            optimizer.zero_grad()
 
-        return Job(run)
+        given = sum(value.numel() for value in (*plain.parameters(), images, labels))
+        return Job(run, payload=Payload(given, _activations(plain, images)))
 
     return prepare
+
+
+def _activations(model: nn.Sequential, images: Tensor) -> int:
+    """The elements of all layers' outputs, those that are views of their inputs left out."""
+    count, x = 0, images
+    with torch.no_grad():
+        for layer in model:
+            x = layer(x)
+            count += 0 if isinstance(layer, nn.Flatten) else x.numel()
+    return count
 
 
 def _seed(batch: int, quick: int) -> Case:
@@ -69,14 +82,21 @@ def _seed(batch: int, quick: int) -> Case:
     return Case(f"seed-{batch}", "networks", does, (batch,), (quick,), _inference)
 
 
-def _step(name: str, text: str, loss: Loss) -> Case:
-    does = f"network A, training step, {text}, batch {{0}}"
-    return Case(f"network-a-{name}", "networks", does, (128,), (4,), _training(loss))
+def _step(letter: str, make: Callable[[], nn.Sequential], name: str, text: str, loss: Loss) -> Case:
+    does = f"network {letter.upper()}, training step, {text}, batch {{0}}"
+    return Case(f"network-{letter}-{name}", "networks", does, (128,), (4,), _training(make, loss))
+
+
+def _entropy_step(letter: str, make: Callable[[], nn.Sequential]) -> Case:
+    return _step(letter, make, "cross-entropy", "cross-entropy", F.cross_entropy)
 
 
 NETWORKS: tuple[Case, ...] = (
     _seed(1, 1),
     _seed(64, 3),
-    _step("mse", "squared error", F.mse_loss),
-    _step("cross-entropy", "cross-entropy", F.cross_entropy),
+    _step("a", network_a, "mse", "squared error", F.mse_loss),
+    _entropy_step("a", network_a),
+    _entropy_step("b", network_b),
+    _entropy_step("c", network_c),
+    _entropy_step("d", network_d),
 )

@@ -29,13 +29,23 @@ class Run(Timed):
 
     ``bytes_per_party`` is payload sent, averaged over the parties. ``seconds`` of real parties: until the last of them
     was done. ``peak_bytes``: see ``encml.bench.memory``; of real parties the largest. ``worst_error``: the largest
-    |found - true| / max(|true|, 1/8) against float64.
+    |found - true| / max(|true|, 1/8) against float64. ``given_bytes`` and ``kept_bytes``, of training steps: the shares
+    of ``encml.bench.case.Payload`` in a process.
     """
 
     rounds: float
     bytes_per_party: float
     peak_bytes: int | None
     worst_error: float | None
+    given_bytes: int | None = None
+    kept_bytes: int | None = None
+
+    @property
+    def memory_ratio(self) -> float | None:
+        """All that the step held at its peak, what it was given included, over the payload; None where not known."""
+        if self.peak_bytes is None or self.given_bytes is None or self.kept_bytes is None:
+            return None
+        return (self.given_bytes + self.peak_bytes) / (self.given_bytes + self.kept_bytes)
 
 
 class PartyLine(Record):
