@@ -1,4 +1,4 @@
-"""What an experiment is: data, model, federation, privacy, inference and where the results go.
+"""A federated experiment: data, model, federation, privacy, inference and where the results go.
 
 Every section is frozen and refuses unknown keys; combinations that cannot work or would promise more than they keep
 are refused when the file is read, before anything runs.
@@ -6,14 +6,12 @@ are refused when the file is read, before anything runs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from encml.config.loading import Config, load_yaml
-from encml.config.overrides import with_overrides
+from encml.config.loading import Config
 
 Count = Annotated[int, Field(ge=1)]
 """A whole number from 1."""
@@ -144,8 +142,8 @@ class NoPrivacy(Config):
         return values
 
 
-class _Private(Config):
-    """What both kinds of privacy have: a budget, given as noise or as the epsilon to stay under."""
+class PrivacyBudget(Config):
+    """What all kinds of differential privacy have: a budget, given as noise or as the epsilon to stay under."""
 
     noise_multiplier: Positive | None = None
     """Standard deviation of the noise in units of the clipping norm."""
@@ -166,7 +164,7 @@ class _Private(Config):
         return self
 
 
-class ClientPrivacy(_Private):
+class ClientPrivacy(PrivacyBudget):
     """Protects whether a client took part at all, with all its data: clipping and noise inside the protocol."""
 
     unit: Literal["client"]
@@ -174,7 +172,7 @@ class ClientPrivacy(_Private):
     """L2 norm to which each client's update is clipped."""
 
 
-class ExamplePrivacy(_Private):
+class ExamplePrivacy(PrivacyBudget):
     """Protects each single training image of each client: DP-SGD on the client, before anything is sent."""
 
     unit: Literal["example"]
@@ -200,12 +198,17 @@ class OutputConfig(Config):
     folder: Path = Path("runs")
 
 
-class ExperimentConfig(Config):
-    """One experiment, as its YAML file describes it."""
+ExperimentName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
-    experiment: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
+
+class ExperimentConfig(Config):
+    """One federated experiment, as its YAML file describes it."""
+
+    kind: Literal["federated"] = "federated"
+    experiment: ExperimentName
     """Its name, which starts the name of the run folder."""
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed: Seed = 0
     """Of what may repeat: the split, the initial weights, the order of batches. Never of noise or masks."""
     data: DataConfig
     model: ModelConfig = ModelConfig()
@@ -261,11 +264,3 @@ class ExperimentConfig(Config):
                 f"it allows one client's data to be published outright; choose it below "
                 f"1 / data.clients = {1 / self.data.clients:.3g}"
             )
-
-
-def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
-    """Read an experiment's YAML file, then apply ``overrides`` (``with_overrides``).
-
-    Raises ConfigError, naming file, line and key, or the override.
-    """
-    return with_overrides(load_yaml(path, ExperimentConfig), overrides)

@@ -75,6 +75,26 @@ def load_yaml(path: str | Path, model: type[M]) -> M:
     value of the wrong type or out of range, naming file, line and key; all errors of the file are listed at once.
     """
     path = Path(path)
+    tree, data = _parse(path, model)
+    return check(data, model, str(path), _locator(path, tree))
+
+
+def load_yaml_as(path: str | Path, key: str, models: Mapping[str, type[M]], default: str) -> M:
+    """As ``load_yaml``, against the model that the file names under ``key``; ``default`` where it names none."""
+    path = Path(path)
+    tree, data = _parse(path, models[default])
+    name = data.get(key, default)
+    if not isinstance(name, str) or name not in models:
+        close = difflib.get_close_matches(str(name), models, n=1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        raise ConfigError(
+            f"{_locator(path, tree)([key])}: {key}: found {_short(name)}{hint}; allowed: {_names(models)}"
+        )
+    return check(data, models[name], str(path), _locator(path, tree))
+
+
+def _parse(path: Path, model: type[BaseModel]) -> tuple[yaml.Node, dict[str, Any]]:
+    """The file as YAML, and as the mapping that it is."""
     text = _read(path)
     try:
         loader = _Loader(text)
@@ -90,6 +110,11 @@ def load_yaml(path: str | Path, model: type[M]) -> M:
     if not isinstance(data, dict):
         found = type(data).__name__
         raise ConfigError(f"{path}: expected 'key: value' lines at the top, found a {found}")
+    return tree, data
+
+
+def _locator(path: Path, tree: yaml.Node) -> Callable[[Sequence[int | str]], str]:
+    """Where in the file a key stands."""
 
     def locate(location: Sequence[int | str]) -> str:
         node = tree
@@ -97,7 +122,7 @@ def load_yaml(path: str | Path, model: type[M]) -> M:
             node = _child(node, step) or node
         return f"{path}:{node.start_mark.line + 1}"
 
-    return check(data, model, str(path), locate)
+    return locate
 
 
 def parse_value(text: str) -> Any:

@@ -14,15 +14,17 @@ PREFIX, SUFFIX = ".", ".new"
 """What an unfinished file's or folder's name starts and ends with."""
 
 
-def write_file(path: Path, content: bytes) -> None:
+def write_file(path: Path, content: bytes, *, private: bool = False) -> None:
     """Write ``content`` under a hidden name, force it to the disk, then give it its name, replacing an older file.
 
-    Raises EncmlError where the disk is full or the folder cannot be written.
+    private: nobody but its owner may read it. Raises EncmlError where the disk is full or the folder cannot be written.
     """
     hidden = _hidden(path)
     try:
         try:
             with hidden.open("xb") as file:
+                if private:
+                    os.fchmod(file.fileno(), 0o600)
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())

@@ -100,12 +100,21 @@ class Parties:
         return dict(self._roots)
 
     def replace_roots(self, roots: Mapping[int, bytes]) -> None:
-        """Go on with the roots of an earlier session of the same party; ``rekey`` follows."""
+        """Go on with the roots of an earlier session of the same party; ``rekey`` follows.
+
+        1 round, 16 bytes a party, in which neighbours make sure that theirs is the same session.
+        """
         if roots.keys() != self._roots.keys() or any(len(root) != KEY_BYTES for root in roots.values()):
             raise ProtocolError(
                 f"roots for the streams {sorted(roots)} do not fit the parties {self.local}, which have the streams "
                 f"{sorted(self._roots)}, of {KEY_BYTES} bytes each"
             )
+        digests = {stream: _derived(root, b"the same root") for stream, root in roots.items()}
+        own = torch.stack([torch.frombuffer(bytearray(digests[rank]), dtype=torch.int64) for rank in self.local])
+        theirs = self.net.rotate(own, +1, "resume")
+        for row, rank in enumerate(self.local):
+            if theirs[row].numpy().tobytes() != digests[(rank - 1) % PARTIES]:
+                raise ProtocolError("the parties go on from different sessions: all need files of the same run")
         self._roots = dict(roots)
 
     # Masks ---------------------------------------------------------------------------------------------------
@@ -179,16 +188,32 @@ class Parties:
     def open_rows(self, rows: Tensor, operation: str) -> Tensor:
         """Reveal the sum (*shape) of additive rows to every party; 1 round, 16 B per word and party."""
         masked = self.zero(rows.shape[1:]).add_(rows)
-        everyone = [
-            Message(src, dst, masked[self.row(src)] if self.plays(src) else None, tuple(rows.shape[1:]), rows.dtype)
-            for src in range(PARTIES)
-            for dst in range(PARTIES)
-            if src != dst
-        ]
+        everyone = self._to_everyone(masked)
         received = self.net.exchange(everyone, operation)
         if self.here == PARTIES:
             return masked.sum(0)
         return sum((part for part in received if part is not None), masked[0])
+
+    def tell_all(self, rows: Tensor, operation: str) -> Tensor:
+        """What every party says of itself, rows (P, *shape), made public: (3, *shape). 1 round, twice the row a party.
+
+        For what is no secret: counts, shapes, digests.
+        """
+        everyone = self._to_everyone(rows)
+        received = self.net.exchange(everyone, operation)
+        if self.here == PARTIES:
+            return rows.clone()
+        told = {message.source: part for message, part in zip(everyone, received, strict=True) if part is not None}
+        return torch.stack([rows[0] if rank in self.local else told[rank] for rank in range(PARTIES)])
+
+    def _to_everyone(self, rows: Tensor) -> list[Message]:
+        shape = tuple(rows.shape[1:])
+        return [
+            Message(src, dst, rows[self.row(src)] if self.plays(src) else None, shape, rows.dtype)
+            for src in range(PARTIES)
+            for dst in range(PARTIES)
+            if src != dst
+        ]
 
     def reshare_pair(
         self,

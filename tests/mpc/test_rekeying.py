@@ -62,3 +62,13 @@ def test_roots_of_another_layout_are_refused() -> None:
         session.parties.replace_roots({0: bytes(16), 1: bytes(16)})
     with pytest.raises(ProtocolError, match="16 bytes"):
         session.parties.replace_roots(dict.fromkeys(range(3), bytes(8)))
+
+
+def test_what_each_says_of_itself_all_know() -> None:
+    session = Session()
+    rows = torch.arange(12).view(3, 4)
+    with session.ledger.measure() as spent:
+        told = session.parties.tell_all(rows, "test")
+    assert torch.equal(told, rows)
+    assert told.data_ptr() != rows.data_ptr()
+    assert (spent[0].rounds, spent[0].bytes_per_party) == (1, 2 * 4 * 8)
