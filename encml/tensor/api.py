@@ -66,7 +66,7 @@ def share(value: Tensor | nn.Module, *, session: Session | None = None, owner: i
     with session.whole():
         payload = share_from(session.parties, owner, integers, tuple(plain.shape))
     bits = session.fraction_bits if plain.is_floating_point() else 0
-    return SharedTensor(Secret(session, bits, payload=payload), _logical_dtype(plain), value.requires_grad)
+    return SharedTensor(Secret(session, bits, payload=payload), logical_dtype(plain), value.requires_grad)
 
 
 def reveal(x: SharedTensor, to: int | None = None) -> Tensor:
@@ -76,7 +76,8 @@ def reveal(x: SharedTensor, to: int | None = None) -> Tensor:
     return x.reveal(to)
 
 
-def _logical_dtype(plain: Tensor) -> torch.dtype:
+def logical_dtype(plain: Tensor) -> torch.dtype:
+    """The dtype that a plain tensor has once it is shared."""
     if plain.is_floating_point():
         return plain.dtype if plain.dtype in (torch.float32, torch.float64) else torch.get_default_dtype()
     return torch.bool if plain.dtype == torch.bool else torch.int64
