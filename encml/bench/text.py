@@ -25,8 +25,30 @@ class Grid:
 
 
 def grids(benchmark: Benchmark) -> list[Grid]:
-    """encml's own table, then one for each other library."""
-    return [_own(benchmark), *(_beside(benchmark, peer) for peer in benchmark.peers)]
+    """encml's own table, the memory of training steps where there are any, then one for each other library."""
+    memory = memory_grid(benchmark)
+    return [_own(benchmark), *([memory] if memory.rows else []), *(_beside(benchmark, p) for p in benchmark.peers)]
+
+
+def memory_grid(benchmark: Benchmark) -> Grid:
+    """Peak memory of each training step against its payload."""
+    about = (
+        "Payload: the shares, in one process, of parameters, inputs and labels, and of the outputs of all layers. "
+        "Peak: those of parameters, inputs and labels, and all memory that the process takes on top of them during the "
+        "step."
+    )
+    places = (("one process", "in_process"), ("three parties, TLS: the largest", "parties"))
+    rows = [
+        (case.does, where, bytes_text(given), bytes_text(kept), bytes_text(given + run.peak_bytes), f"{ratio:.1f}×")
+        for case in benchmark.cases
+        for where, field in places
+        if (run := getattr(case, field)) is not None
+        and (ratio := run.memory_ratio) is not None
+        and (given := run.given_bytes) is not None
+        and (kept := run.kept_bytes) is not None
+    ]
+    columns = ("step", "where", "parameters, inputs, labels", "outputs of layers", "peak", "peak / payload")
+    return Grid("Memory of training steps", about, 2, columns, tuple(rows))
 
 
 def machine_text(machine: Machine) -> str:

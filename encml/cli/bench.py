@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from encml.bench.beside import parse_peer
 from encml.bench.markdown import markdown
@@ -19,6 +20,8 @@ from encml.cli.late import error_console
 from encml.errors import ConfigError
 
 _log = logging.getLogger(__name__)
+_WIDE = 10_000
+_INDENT = "    "
 
 
 def bench(
@@ -54,7 +57,7 @@ def bench(
     console = Console()
     console.print(f"{machine_text(benchmark.machine)}. {others_text(benchmark)}", highlight=False)
     for grid in grids(benchmark):
-        console.print(_table(grid))
+        _show(console, grid)
     for line in unsupported_text(benchmark.cases):
         error_console.print(line, markup=False, soft_wrap=True)
     for peer in benchmark.peers:
@@ -62,13 +65,35 @@ def bench(
             error_console.print(line, markup=False, soft_wrap=True)
 
 
-def _table(grid: Grid) -> Table:
+def _show(console: Console, grid: Grid) -> None:
+    """A table where the terminal is wide enough for all columns, else some lines for each row."""
     table = Table(title=grid.title, caption=grid.about or None)
     for place, name in enumerate(grid.columns):
-        table.add_column(name, justify="right" if place >= grid.texts else "left", overflow="fold")
+        table.add_column(name, justify="right" if place >= grid.texts else "left")
     for row in grid.rows:
         table.add_row(*row)
-    return table
+    if console.measure(table, options=console.options.update(width=_WIDE)).maximum <= console.width:
+        console.print(table)
+        return
+    console.print(Text(grid.title, "bold underline"))
+    for row in grid.rows:
+        console.print(Text(": ".join(row[: grid.texts]), "bold"), soft_wrap=True)
+        cells = [f"{name}: {cell}" for name, cell in zip(grid.columns, row, strict=True) if cell][grid.texts :]
+        for line in _packed(cells, console.width - len(_INDENT)):
+            console.print(Text(_INDENT + line), soft_wrap=True)
+    console.print(Text(grid.about))
+
+
+def _packed(cells: Sequence[str], width: int) -> list[str]:
+    """As many cells a line as fit; none is broken."""
+    lines: list[str] = []
+    for cell in cells:
+        joined = f"{lines[-1]} · {cell}" if lines else ""
+        if lines and len(joined) <= width:
+            lines[-1] = joined
+        else:
+            lines.append(cell)
+    return lines
 
 
 @contextmanager
