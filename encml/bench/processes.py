@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from encml.serving.processes import LocalParties, local_config
 
 _TIMEOUT = 120.0
 """Seconds without progress; longer than any computation between two messages, on a busy machine too."""
-_POLL_SECONDS = 0.05
 
 
 def run_parties(cases: Sequence[Case], quick: bool, repeats: int, threads: int) -> Iterator[tuple[Case, Run | str]]:
@@ -34,7 +32,7 @@ def run_parties(cases: Sequence[Case], quick: bool, repeats: int, threads: int) 
         try:
             for rank in range(PARTIES):
                 parties.start(rank)
-            readers = [_lines(folder / f"party-{rank}.jsonl", parties) for rank in range(PARTIES)]
+            readers = [parties.lines(folder / f"party-{rank}.jsonl") for rank in range(PARTIES)]
             for case in cases:
                 zero, one, two = (PartyLine.model_validate_json(next(reader)).outcome for reader in readers)
                 if isinstance(zero, Run) and isinstance(one, Run) and isinstance(two, Run):
@@ -43,20 +41,3 @@ def run_parties(cases: Sequence[Case], quick: bool, repeats: int, threads: int) 
                     yield case, next(outcome for outcome in (zero, one, two) if isinstance(outcome, str))
         finally:
             parties.stop()
-
-
-def _lines(path: Path, parties: LocalParties) -> Iterator[str]:
-    """The lines of a file that a party is still writing."""
-    while not path.exists():
-        parties.check()
-        time.sleep(_POLL_SECONDS)
-    with path.open(encoding="utf-8") as file:
-        line = ""
-        while True:
-            line += file.readline()
-            if line.endswith("\n"):
-                yield line
-                line = ""
-            else:
-                parties.check()
-                time.sleep(_POLL_SECONDS)

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
@@ -28,6 +28,7 @@ from encml.net.transport import PARTIES
 STOP_SECONDS = 10.0
 """How long a party may take to stop before it is killed."""
 TAIL_LINES = 15
+_POLL_SECONDS = 0.05
 _PORTS = range(15_000, 32_000)
 """Below the ports that the operating system gives to outgoing connections, so that none of those takes one."""
 
@@ -127,6 +128,25 @@ class LocalParties:
         with suppress(OSError):
             return "\n".join(self._log(rank).read_text(errors="replace").splitlines()[-lines:])
         return ""
+
+    def lines(self, path: Path) -> Iterator[str]:
+        """The whole lines of a file that a party makes and is still writing, without end; a last part is waited for.
+
+        Raises PartyError, as ``check`` does, for a party that ended.
+        """
+        while not path.exists():
+            self.check()
+            time.sleep(_POLL_SECONDS)
+        with path.open(encoding="utf-8") as file:
+            line = ""
+            while True:
+                line += file.readline()
+                if line.endswith("\n"):
+                    yield line
+                    line = ""
+                else:
+                    self.check()
+                    time.sleep(_POLL_SECONDS)
 
     def kill(self, rank: int) -> None:
         """End party ``rank`` at once, as a crash would."""
