@@ -1,4 +1,4 @@
-"""The cases over three processes of this machine, which talk TLS with keys made for this once."""
+"""The cases over three processes of this machine, which talk TLS with keys made for this once, near or far."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from encml.bench.case import Case
+from encml.bench.line.laying import LaidLine
 from encml.bench.measuring import together
 from encml.bench.records import PartyLine, Run
 from encml.net.certificates import make_cluster_keys
@@ -17,18 +18,23 @@ _TIMEOUT = 120.0
 """Seconds without progress; longer than any computation between two messages, on a busy machine too."""
 
 
-def run_parties(cases: Sequence[Case], quick: bool, repeats: int, threads: int) -> Iterator[tuple[Case, Run | str]]:
+def run_parties(
+    cases: Sequence[Case], quick: bool, repeats: int, threads: int, line: LaidLine | None = None
+) -> Iterator[tuple[Case, Run | str]]:
     """Each case and what came out, as soon as all three parties are done with it; see ``measure``.
 
-    The processes end with the generator, whatever ends it. Raises PartyError, with the end of its log, for a party
-    that fails.
+    ``line``: what lies between the parties; nothing but loopback without one. The processes end with the generator,
+    whatever ends it. Raises PartyError, with the end of its log, for a party that fails.
     """
     with tempfile.TemporaryDirectory(prefix="encml-bench-") as name:
         folder = Path(name)
         config = local_config(folder, threads=threads, timeout=_TIMEOUT, connect_timeout=_TIMEOUT)
+        module, arguments = "encml.bench.party", ["--results", name, "--cases", ",".join(case.name for case in cases)]
+        arguments += ["--repeats", str(repeats), *(["--quick"] if quick else [])]
+        if line is not None:
+            config, module, arguments = line.between(config), line.entry, [*line.arguments, *arguments]
         make_cluster_keys(config.keys, [party.host for party in config.parties], clients=(), days=1)
-        arguments = ["--results", name, "--cases", ",".join(case.name for case in cases), "--repeats", str(repeats)]
-        parties = LocalParties(config, "encml.bench.party", [*arguments, *(["--quick"] if quick else [])])
+        parties = LocalParties(config, module, arguments)
         try:
             for rank in range(PARTIES):
                 parties.start(rank)

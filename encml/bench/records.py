@@ -107,6 +107,31 @@ class Peer(Record):
     problem: str | None
 
 
+class DistantCase(Record):
+    """One case over a long line; ``run.seconds`` are those of the last party."""
+
+    name: str
+    run: Run
+
+
+class Distance(Record):
+    """The cases over a long line between the three parties; see ``encml.bench.line``.
+
+    ``round_trip``: seconds; ``bandwidth``: bits a second that each party can send, None for as many as the machine can.
+    Both again as plain TCP found them between two parties, just before. ``made_by``: "netem" or "router". ``dropped``:
+    packets that found the router's buffer full; None where netem counts them.
+    """
+
+    round_trip: float
+    bandwidth: float | None
+    made_by: Literal["netem", "router"]
+    congestion_control: str
+    measured_round_trip: float
+    measured_bandwidth: float
+    dropped: int | None
+    cases: tuple[DistantCase, ...]
+
+
 class Machine(Environment):
     """Where the benchmark ran; ``threads`` are those that each process computed with."""
 
@@ -130,3 +155,4 @@ class Benchmark(Record):
     """How many of the machine's cores other programs kept busy meanwhile, on average."""
     cases: tuple[CaseRecord, ...]
     peers: tuple[Peer, ...]
+    distances: tuple[Distance, ...] = ()

@@ -259,6 +259,8 @@ Examples:
   encml bench --only 'matmul*' --only relu --parties --json bench.json
 
   encml bench --peer spu=spu-env/bin/python --markdown docs/benchmarks.md
+
+  encml bench --only network-a-cross-entropy --parties --round-trip 40 --bandwidth 352
 """
 )
 def bench(
@@ -281,6 +283,20 @@ def bench(
             help="Also measure spu or crypten, with the Python of an environment that has it; may be repeated.",
         ),
     ] = None,
+    round_trips: Annotated[
+        list[float] | None,
+        typer.Option(
+            "--round-trip",
+            metavar="MS",
+            min=0.1,
+            max=1000,
+            help="Also over a line of so many milliseconds there and back; may be repeated. Needs Linux.",
+        ),
+    ] = None,
+    bandwidth: Annotated[
+        float | None,
+        typer.Option(metavar="MBIT", min=1, help="What a party can send over the line, in Mbit/s; default: no limit."),
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures here.")] = None,
     markdown_file: Annotated[
         Path | None, typer.Option("--markdown", metavar="FILE", help="Write a page with the tables here.")
@@ -296,6 +312,8 @@ def bench(
         quick=quick,
         threads=threads,
         peers=peers or [],
+        round_trips=round_trips or [],
+        bandwidth=bandwidth,
         json_file=json_file,
         markdown_file=markdown_file,
     )

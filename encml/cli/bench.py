@@ -31,6 +31,8 @@ def bench(
     quick: bool,
     threads: int,
     peers: Sequence[str],
+    round_trips: Sequence[float],
+    bandwidth: float | None,
     json_file: Path | None,
     markdown_file: Path | None,
 ) -> None:
@@ -43,9 +45,15 @@ def bench(
         quick=quick,
         threads=threads,
         peers=tuple(parse_peer(text) for text in peers),
+        round_trips=tuple(milliseconds / 1000 for milliseconds in round_trips),
+        bandwidth=None if bandwidth is None else 1e6 * bandwidth,
     )
     if plan.peers and not plan.parties:
         raise ConfigError("--peer: other libraries run as processes that send; leave --in-process out")
+    if plan.round_trips and not plan.parties:
+        raise ConfigError("--round-trip: lies between processes; leave --in-process out")
+    if bandwidth is not None and not plan.round_trips:
+        raise ConfigError("--bandwidth: is that of a line; give its --round-trip too")
     for path in (json_file, markdown_file):
         _check_writable(path)
     with _progress(plan) as told:
