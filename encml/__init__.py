@@ -9,9 +9,13 @@ __all__ = [
     "SharedTensor",
     "UnsupportedOperation",
     "check",
+    "join_columns",
+    "join_rows",
     "profile",
     "reveal",
+    "reveal_statistics",
     "share",
+    "standardize",
 ]
 __version__ = "0.1.0"
 
@@ -20,7 +24,7 @@ if _typing.TYPE_CHECKING:
     from encml.errors import CheckError, UnsupportedOperation
     from encml.inspect import check, profile
     from encml.mpc.session import Session
-    from encml.tensor import SharedTensor, reveal, share
+    from encml.tensor import SharedTensor, join_columns, join_rows, reveal, reveal_statistics, share, standardize
 else:
     _HOMES = {
         "CheckError": "encml.errors",
@@ -28,9 +32,13 @@ else:
         "SharedTensor": "encml.tensor",
         "UnsupportedOperation": "encml.errors",
         "check": "encml.inspect",
+        "join_columns": "encml.tensor",
+        "join_rows": "encml.tensor",
         "profile": "encml.inspect",
         "reveal": "encml.tensor",
+        "reveal_statistics": "encml.tensor",
         "share": "encml.tensor",
+        "standardize": "encml.tensor",
     }
 
     def __getattr__(name: str) -> object:
