@@ -26,7 +26,21 @@ federated: {strategy: fedavg, rounds: 2, learning_rate: 0.1}
 privacy: {unit: none}
 """
 
-COMMANDS = ["run", "check", "report", "bench", "keys", "party", "serve", "stop", "status", "query", "ops", "version"]
+COMMANDS = [
+    "run",
+    "check",
+    "report",
+    "bench",
+    "keys",
+    "party",
+    "install",
+    "serve",
+    "stop",
+    "status",
+    "query",
+    "ops",
+    "version",
+]
 
 
 @pytest.fixture

@@ -166,12 +166,37 @@ def party(
     run_command("party", "run", config_file=config, rank=rank)
 
 
-@app.command(epilog="Example:  encml serve runs/mnist-20270101-120000 --config cluster.yaml --requests 3")
-def serve(
-    folder: Annotated[
-        Path, typer.Argument(help="A run's folder, or one with party-*.safetensors.", show_default=False)
-    ],
+@app.command(epilog="Example, on the second host:  encml install party-1.safetensors --config cluster.yaml --rank 1")
+def install(
+    file: Annotated[Path, typer.Argument(help="This party's own file of a model.", show_default=False)],
     config: Cluster,
+    rank: Annotated[int, typer.Option("--rank", "-r", min=0, max=2, help="Which party this is.")],
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="The model's name in the cluster; default: that in the file.")
+    ] = None,
+) -> None:
+    """As a party: put its own shares of a model into its own store; once all three have, the owner can serve it."""
+    run_command("party", "install", file=file, config_file=config, rank=rank, model=model)
+
+
+@app.command(
+    epilog="""
+Examples:
+
+  encml serve runs/mnist-20270101-120000 --config cluster.yaml --requests 3
+
+  encml serve --config cluster.yaml --model digits
+"""
+)
+def serve(
+    config: Cluster,
+    folder: Annotated[
+        Path | None,
+        typer.Argument(
+            help="A run's folder, or one with party-*.safetensors; left out: what the parties have installed.",
+            show_default=False,
+        ),
+    ] = None,
     model: Model = "model",
     requests: Annotated[
         int | None, typer.Option("--requests", "-n", min=1, help="Answer so many requests; default: no limit.")

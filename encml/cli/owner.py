@@ -13,26 +13,31 @@ from rich.table import Table
 
 from encml.errors import ConfigError, EncmlError
 from encml.experiment.folder import MODEL
-from encml.serving import Cluster, load_model_shares
+from encml.serving import Cluster, PartyModel, load_model_shares
 from encml.serving.model_store import check_model_name, party_file
 
 
-def serve(folder: Path, config_file: Path, model: str, requests: int | None, owner: str, wait: bool) -> None:
-    """Put a model's shares into the cluster and let clients ask. Raises EncmlError."""
+def serve(folder: Path | None, config_file: Path, model: str, requests: int | None, owner: str, wait: bool) -> None:
+    """Put a model's shares into the cluster, or take what its parties have, and let clients ask. Raises EncmlError."""
     check_model_name(model)
-    inner = folder / MODEL
-    shares = inner if party_file(inner, 0).exists() else folder
-    if not party_file(shares, 0).exists():
-        raise ConfigError(f"{folder}: neither a run's folder nor one with {party_file(Path(), 0)} and its two siblings")
-    parts = [replace(part, name=model) for part in load_model_shares(shares)]
+    parts = [] if folder is None else _shares(folder, model)
     with _cluster(config_file, owner) as cluster:
         cluster.wait_ready()
-        cluster.upload(parts)
+        if parts:
+            cluster.upload(parts)
         cluster.serve(requests, model)
         limit = "without a limit" if requests is None else f"for {requests} requests"
         typer.echo(f"{model!r} is served {limit}.")
         if wait:
             _wait(cluster, model)
+
+
+def _shares(folder: Path, model: str) -> list[PartyModel]:
+    inner = folder / MODEL
+    shares = inner if party_file(inner, 0).exists() else folder
+    if not party_file(shares, 0).exists():
+        raise ConfigError(f"{folder}: neither a run's folder nor one with {party_file(Path(), 0)} and its two siblings")
+    return [replace(part, name=model) for part in load_model_shares(shares)]
 
 
 def _wait(cluster: Cluster, model: str) -> None:

@@ -28,6 +28,10 @@ CLUSTER_FILE = "cluster.yaml"
 _POLL_SECONDS = 0.05
 
 
+class _Mixed(ServingError):
+    """Parties hold models of different sharings under one name."""
+
+
 class Cluster:
     """A cluster of three parties, as the owner of its models.
 
@@ -153,12 +157,20 @@ class Cluster:
         return self._same_status(calls, UPLOAD_SECONDS)
 
     def serve(self, num_requests: int | None = None, name: str = "model") -> ModelStatus:
-        """Let clients ask ``name``: so many requests, of any batch size, or without a limit."""
+        """Let clients ask ``name``: so many requests, of any batch size, or without a limit.
+
+        The model is one that was shared into the cluster, or that each party installed (``install_file``). Raises
+        ServingError, and has it not served, where the parties hold models of different sharings.
+        """
         if num_requests is not None and num_requests < 1:
             raise ServingError(f"num_requests={num_requests}: expected at least 1, or None for no limit")
         check_model_name(name)
         body = ServeRequest(num_requests=num_requests).model_dump_json().encode()
-        return self._same_status(same(Call("POST", f"/models/{name}/serve", body)), self._patience)
+        try:
+            return self._same_status(same(Call("POST", f"/models/{name}/serve", body)), self._patience)
+        except _Mixed:
+            self.stop(name)
+            raise
 
     def stop(self, name: str | None = None) -> None:
         """Let nobody ask ``name``, or any model, any more. Its shares stay at the parties."""
@@ -211,7 +223,14 @@ class Cluster:
 
     def _same_status(self, calls: Sequence[Call], timeout: float) -> ModelStatus:
         replies = self._calls.all(calls, timeout)
-        return read_message(ModelStatus, replies[0].body, "the model's status")
+        found = [read_message(ModelStatus, reply.body, "the model's status") for reply in replies]
+        for rank, status in enumerate(found):
+            if status.model_id != found[0].model_id:
+                raise _Mixed(
+                    f"the files of {status.name!r} that the parties 0 and {rank} hold come from different sharings; "
+                    "install the three files of one sharing, or of one training"
+                )
+        return found[0]
 
     @staticmethod
     def _late(statuses: Sequence[Status | EncmlError], timeout: float) -> PartyError:

@@ -23,7 +23,7 @@ from encml.mpc.session import Session
 from encml.net.local import LocalTransport
 from encml.serving import control
 from encml.serving.control import FOLLOWERS, LEADER, MAX_CANDIDATES, Decision, Verdict
-from encml.serving.jobs import Busy, Job, answer_to, choose, refusal
+from encml.serving.jobs import Busy, Job, answer_to, choose, mixed_up, refusal
 from encml.serving.registry import MAX_MODELS, Model, Registry
 from encml.serving.wire import Problem, QueryResult
 from encml.tensor import SharedTensor, share
@@ -59,7 +59,7 @@ class Engine:
         self._session: Session | None = None
         self._problem: Problem | None = None
         self._busy = False
-        self._weights: dict[str, dict[str, SharedTensor]] = {}
+        self._weights: dict[Model, dict[str, SharedTensor]] = {}
         self._thread = threading.Thread(target=self._work, name=f"party-{rank}", daemon=True)
         self.failure: EncmlError | None = None
         """Why the thread ended, if it was not told to."""
@@ -267,17 +267,25 @@ class Engine:
         """The jobs whose shares are what the neighbours hold of them; the others are refused. 2 rounds.
 
         A client that deals different shares to two parties would get what no input gives, with single shares of the
-        weights in it. Parties compare digests of what both hold, so that nothing is revealed.
+        weights in it; so would anybody where the parties' files of the model are mixed up. Parties compare digests of
+        what both hold, so that nothing is revealed.
         """
-        parties = session.parties
-        digests = torch.stack([torch.stack([_digest(job.payload[half]) for job in jobs]) for half in (0, 1)])
+        parties, model = session.parties, jobs[0].model
+        digests = torch.stack(
+            [
+                torch.stack([_as_tensor(model.digests[half]), *(_digest(job.payload[half]) for job in jobs)])
+                for half in (0, 1)
+            ]
+        )
         theirs = parties.net.rotate(digests[1:], +1, "serve: check")
-        different = (theirs != digests[:1]).any(-1).to(torch.int64)
-        verdicts = parties.open_rows(different, "serve: check").tolist()
+        different = (theirs != digests[:1]).any(-1).to(torch.int64) << self._rank
+        mixed, *verdicts = parties.open_rows(different, "serve: check").tolist()
         for job, verdict in zip(jobs, verdicts, strict=True):
-            if verdict and self._take(job):
+            if mixed and self._take(job):
+                job.result.set_exception(mixed_up(model, mixed))
+            elif verdict and self._take(job):
                 job.result.set_exception(ServingError("two parties were sent different shares of the same input"))
-        return [job for job, verdict in zip(jobs, verdicts, strict=True) if not verdict]
+        return [] if mixed else [job for job, verdict in zip(jobs, verdicts, strict=True) if not verdict]
 
     def _drop(self, job: Job, decision: Decision) -> None:
         if self._take(job):
@@ -317,18 +325,22 @@ class Engine:
 
     def _parameters(self, session: Session, model: Model) -> dict[str, SharedTensor]:
         """The model's parameters in this session."""
-        found = self._weights.get(model.part.model_id)
+        found = self._weights.get(model)
         if found is None:
-            served = {known.part.model_id for known in self._registry.models()}
-            self._weights = {model_id: w for model_id, w in self._weights.items() if model_id in served}
+            known = self._registry.models()
+            self._weights = {model: weights for model, weights in self._weights.items() if model in known}
             found = {name: _shared(session, payload) for name, payload in model.part.tensors.items()}
-            self._weights[model.part.model_id] = found
+            self._weights[model] = found
         return found
 
 
 def _digest(share: Tensor) -> Tensor:
     """SHA-256 of a share, uint8 (32,)."""
-    return torch.tensor(list(hashlib.sha256(share.contiguous().numpy().data).digest()), dtype=torch.uint8)
+    return _as_tensor(hashlib.sha256(share.contiguous().numpy().data).digest())
+
+
+def _as_tensor(digest: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(digest), dtype=torch.uint8)
 
 
 def _shared(session: Session, parcel: Tensor) -> SharedTensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import operator
+import threading
 import warnings
 from collections.abc import Mapping
 from typing import Any, get_args
@@ -34,10 +35,13 @@ from encml.serving.graph import (
     unsupported,
 )
 from encml.serving.operations import NUMBERS, OPERATIONS, PICKS
-from encml.tensor import share
+from encml.tensor import SharedTensor, share
 
 MAX_DEVIATION = 0.1
 """A model whose output on the example is further off than this, relative to its size, leaves the fixed-point range."""
+
+_tracing = threading.Lock()
+"""PyTorch traces one model at a time in a process."""
 
 _COPIES = ("aten.alias.default", "aten.clone.default", "aten.detach.default")
 """What PyTorch does with constants; of a parameter they are the parameter."""
@@ -63,24 +67,65 @@ def export_model(
         )
     frozen = copy.deepcopy(model).eval()
     row = example[:1].detach()
-    with torch.no_grad(), warnings.catch_warnings():
+    program = trace(frozen, row)
+    graph, parameters = graph_of(program, row, {**program.state_dict, **program.constants}, fraction_bits)
+    result = run_on_shares(graph, parameters, row, fraction_bits)
+    with torch.no_grad():
+        expected = frozen(row)
+    deviation = float((result.double() - expected.double()).abs().max())
+    size = max(1.0, float(expected.abs().max()))
+    if not deviation <= MAX_DEVIATION * size:
+        raise InvalidTensor(
+            f"on the example the model in fixed point is off by {deviation:.3g}, where its output goes up to "
+            f"{size:.3g}: it leaves the range at {fraction_bits} fraction bits; scale its inputs or weights"
+        )
+    return graph, parameters
+
+
+def trace(model: nn.Module, row: Tensor) -> torch.export.ExportedProgram:
+    """What PyTorch makes of a model in evaluation mode and an input (1, ...). Raises UnsupportedOperation."""
+    with _tracing, torch.no_grad(), warnings.catch_warnings():
         # PyTorch's own, about how it walks its trees and what it notes while it traces.
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", UserWarning)
-        program = _export(frozen, row)
-    state: dict[str, Tensor] = {**program.state_dict, **program.constants}
+        return _export(model, row)
+
+
+def graph_of(
+    program: torch.export.ExportedProgram, row: Tensor, values: Mapping[str, Tensor], fraction_bits: int
+) -> tuple[Graph, dict[str, Tensor]]:
+    """The graph of a traced model, and its parameters by name.
+
+    values: those of all parameters, buffers and constants that the program names, plain or shared.
+    """
+    state = dict(values)
     try:
-        graph = _to_graph(program, row, state)
+        with torch.no_grad():
+            graph = _to_graph(program, row, state)
     except ValidationError as error:
-        raise UnsupportedOperation(f"{type(model).__name__} cannot be served: {first_problem(error)}") from None
+        raise UnsupportedOperation(f"the model cannot be served: {first_problem(error)}") from None
     parameters = {parameter.name: state[parameter.name].detach() for parameter in graph.parameters}
     for name, value in parameters.items():
         if not value.is_floating_point():
             raise UnsupportedOperation(f"the model's {name} is a {value.dtype} tensor; a served model's are floats")
-        # What a mask adds to hide an entry. The mask is secret like all parameters, so nothing is left out.
-        parameters[name] = value.masked_fill(value == -math.inf, -bound(fraction_bits) / 2)
-    _try(frozen, graph, parameters, row, fraction_bits)
+        if not isinstance(value, SharedTensor):
+            # What a mask adds to hide an entry. The mask is secret like all parameters, so nothing is left out.
+            parameters[name] = value.masked_fill(value == -math.inf, -bound(fraction_bits) / 2)
     return graph, parameters
+
+
+def run_on_shares(graph: Graph, parameters: Mapping[str, Tensor], row: Tensor, fraction_bits: int) -> Tensor:
+    """What plain parameters give for a row, computed on shares with all parties in this process."""
+    session = Session(LocalTransport(), fraction_bits=fraction_bits)
+    shared: dict[str, Tensor] = {}
+    for name, value in parameters.items():
+        try:
+            shared[name] = share(value, session=session)
+        except InvalidTensor as error:
+            raise InvalidTensor(f"the model's {name}: {error}") from None
+    with torch.no_grad():
+        result: Tensor = graph.run(shared, share(row, session=session)).reveal()  # type: ignore[attr-defined]
+    return result
 
 
 def _export(model: nn.Module, row: Tensor) -> torch.export.ExportedProgram:
@@ -218,23 +263,3 @@ def _where(node: torch.fx.Node) -> str:
 def _named(target: Any) -> str:
     name = str(getattr(target, "__name__", target))
     return f"number.{name}" if target is getattr(operator, name, None) else name
-
-
-def _try(model: nn.Module, graph: Graph, parameters: Mapping[str, Tensor], row: Tensor, fraction_bits: int) -> None:
-    session = Session(LocalTransport(), fraction_bits=fraction_bits)
-    shared: dict[str, Tensor] = {}
-    for name, value in parameters.items():
-        try:
-            shared[name] = share(value, session=session)
-        except InvalidTensor as error:
-            raise InvalidTensor(f"the model's {name}: {error}") from None
-    with torch.no_grad():
-        result = graph.run(shared, share(row, session=session)).reveal()  # type: ignore[attr-defined]
-        expected = model(row)
-    deviation = float((result.double() - expected.double()).abs().max())
-    size = max(1.0, float(expected.abs().max()))
-    if not deviation <= MAX_DEVIATION * size:
-        raise InvalidTensor(
-            f"on the example the model in fixed point is off by {deviation:.3g}, where its output goes up to "
-            f"{size:.3g}: it leaves the range at {fraction_bits} fraction bits; scale its inputs or weights"
-        )

@@ -1,10 +1,11 @@
-"""Batch norms in evaluation mode, folded into the weights by the owner, who knows them.
+"""Batch norms in evaluation mode, folded into the weights: by the owner, who knows them, or on shares of them.
 
     (x - mean) weight / sqrt(variance + eps) + bias  =  x scale + shift
 
 with one scale and shift a channel. Behind a convolution or a linear layer these go into its weights and bias, and the
-parties compute nothing; elsewhere a product and a sum are left, 3 rounds. Running statistics never leave the owner, and
-the inverse deviations are those of float64, not of fixed point.
+parties compute nothing; elsewhere a product and a sum are left, 3 rounds. Running statistics of plain weights never
+leave the owner, and the inverse deviations are those of float64; of a model that exists as shares only, they are those
+that its own evaluation in fixed point divides by.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from encml.errors import UnsupportedOperation
 from encml.serving.graph import Argument, Node, ParameterRef, Value
+from encml.tensor import SharedTensor
 
 BATCH_NORMS = {
     "aten.batch_norm.default": (6, 7),
@@ -30,8 +33,10 @@ _LAYERS = {"aten.linear.default": 2, "aten.conv1d.default": 3, "aten.conv2d.defa
 def fold(nodes: Sequence[Node], ranks: Mapping[str, int], output: str, state: dict[str, Tensor]) -> list[Node]:
     """The nodes without batch norms; what they need instead is added to ``state``, the values of the parameters.
 
-    ranks: the number of dimensions of each node's value. Raises UnsupportedOperation for a batch norm that learns, or
-    that normalises by the batch itself.
+    ranks: the number of dimensions of each node's value. Free where the state is plain; on shares, for each norm at
+    most 36 rounds, 0.2 kB a channel and 8.75 B an element of the weights before it, and nothing is revealed.
+
+    Raises UnsupportedOperation for a batch norm that learns, or that normalises by the batch itself.
     """
     uses = Counter(r.value for node in nodes for r in node.references if isinstance(r, Value)) + Counter([output])
     done: dict[str, Node] = {}
@@ -40,14 +45,17 @@ def fold(nodes: Sequence[Node], ranks: Mapping[str, int], output: str, state: di
             done[node.name] = node
             continue
         source = node.args[0]
-        scale, shift = _scale_and_shift(node, state)
         assert isinstance(source, Value)
+        _check_statistics(node)
         layer = done.get(source.value)
         if layer is not None and uses[layer.name] == 1 and _takes(layer, ranks[layer.name]):
             # In the layer's place, under the name of the norm.
             del done[layer.name]
-            done[node.name] = _scaled(layer, node, scale, shift, state)
+            done[node.name] = _scaled(layer, node, state)
             continue
+        channels = torch.zeros(1, _channels(node, state), dtype=torch.float64)
+        scale = _normed(channels + 1, node, state, centred=True)[0]
+        shift = _normed(channels, node, state, centred=False)[0]
         shape = (-1, *(1,) * (ranks[node.name] - 2))
         product = f"{node.name}.product"
         done[product] = node.model_copy(
@@ -68,28 +76,43 @@ def fold(nodes: Sequence[Node], ranks: Mapping[str, int], output: str, state: di
     return list(done.values())
 
 
-def _scale_and_shift(node: Node, state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """By channel, float64."""
-    if node.op == "aten.batch_norm.default" and node.args[5] is not False:
+def _normed(rows: Tensor, norm: Node, state: Mapping[str, Tensor], *, centred: bool) -> Tensor:
+    """Rows (N, channels) as the norm makes them; with ``centred`` only scaled, as if mean and bias were 0."""
+    weight, bias, mean, variance = (_value(argument, norm, state) for argument in norm.args[1:5])
+    eps = norm.args[BATCH_NORMS[norm.op][1]]
+    assert mean is not None
+    assert isinstance(eps, int | float)
+    if centred:
+        # (x - 0) scale + 0: rounded once, however small or large the scale is.
+        mean, bias = torch.zeros(rows.shape[1], dtype=torch.float64), None
+    return F.batch_norm(rows, mean, variance, weight, bias, eps=eps)
+
+
+def _check_statistics(norm: Node) -> None:
+    if norm.op == "aten.batch_norm.default" and norm.args[5] is not False:
         raise UnsupportedOperation(
-            f"{node.module or node.name}: a batch norm without running statistics mixes the examples of a batch; "
+            f"{norm.module or norm.name}: a batch norm without running statistics mixes the examples of a batch; "
             "expected track_running_stats=True"
         )
-    weight, bias, mean, variance = (_value(argument, node, state) for argument in node.args[1:5])
-    eps = node.args[BATCH_NORMS[node.op][1]]
-    if mean is None or variance is None or not isinstance(eps, int | float):
-        raise UnsupportedOperation(f"{node.module or node.name}: a batch norm without running statistics")
-    scale = (variance + eps).rsqrt()
-    scale = scale if weight is None else scale * weight
-    return scale, -mean * scale if bias is None else bias - mean * scale
+    eps = norm.args[BATCH_NORMS[norm.op][1]]
+    if not all(isinstance(argument, ParameterRef) for argument in norm.args[3:5]) or not isinstance(eps, int | float):
+        raise UnsupportedOperation(f"{norm.module or norm.name}: a batch norm without running statistics")
+
+
+def _channels(norm: Node, state: Mapping[str, Tensor]) -> int:
+    variance = norm.args[4]
+    assert isinstance(variance, ParameterRef)
+    return len(state[variance.parameter])
 
 
 def _value(argument: Argument, node: Node, state: Mapping[str, Tensor]) -> Tensor | None:
+    """The value of a parameter, float64 where it is plain."""
     if argument is None:
         return None
     if not isinstance(argument, ParameterRef):
         raise UnsupportedOperation(f"{node.module or node.name}: a batch norm whose weights depend on the input")
-    return state[argument.parameter].detach().double()
+    value = state[argument.parameter]
+    return value if isinstance(value, SharedTensor) else value.detach().double()
 
 
 def _takes(layer: Node, rank: int) -> bool:
@@ -103,18 +126,22 @@ def _takes(layer: Node, rank: int) -> bool:
     )
 
 
-def _scaled(layer: Node, norm: Node, scale: Tensor, shift: Tensor, state: dict[str, Tensor]) -> Node:
+def _scaled(layer: Node, norm: Node, state: dict[str, Tensor]) -> Node:
+    """The layer with the norm in its parameters: its rows of weights, and its bias, are normalised by channel."""
     weight = _value(layer.args[1], layer, state)
     assert weight is not None
     bias = _value(layer.args[2], layer, state) if len(layer.args) > 2 else None
-    weight = weight * scale.reshape(-1, *(1,) * (weight.ndim - 1))
-    shift = shift if bias is None else bias * scale + shift
-    parameters = (_added(f"{norm.name}.weight", weight, state), _added(f"{norm.name}.bias", shift, state))
+    if bias is None:
+        bias = torch.zeros(len(weight), dtype=torch.float64)
+    rows = weight.reshape(len(weight), -1).t()
+    scaled = _normed(rows, norm, state, centred=True).t().reshape(weight.shape)
+    shift = _normed(bias.reshape(1, -1), norm, state, centred=False)[0]
+    parameters = (_added(f"{norm.name}.weight", scaled, state), _added(f"{norm.name}.bias", shift, state))
     return layer.model_copy(update={"name": norm.name, "args": (layer.args[0], *parameters, *layer.args[3:])})
 
 
 def _added(name: str, value: Tensor, state: dict[str, Tensor]) -> ParameterRef:
     while name in state:
         name += "_"
-    state[name] = value.to(torch.float32)
+    state[name] = value if isinstance(value, SharedTensor) else value.to(torch.float32)
     return ParameterRef(parameter=name)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from encml.errors import ServingError
+from encml.net.transport import PARTIES
 from encml.serving.control import Answer, Candidate, Decision, Verdict
 from encml.serving.registry import Model
 from encml.serving.wire import QueryResult
@@ -100,6 +101,15 @@ def refusal(job: Job, decision: Decision, part_wait: float) -> ServingError:
     return ServingError(
         f"party {rank} does not serve the same sharing of {name!r}, or got a batch of another size; the owner may have "
         "just replaced or stopped the model"
+    )
+
+
+def mixed_up(model: Model, parties: int) -> ServingError:
+    """The error for a model whose shares do not fit; bit i of ``parties``: those of i do not fit to the one before."""
+    pairs = [f"{(rank - 1) % PARTIES} and {rank}" for rank in range(PARTIES) if parties >> rank & 1]
+    return ServingError(
+        f"the files of {model.part.name!r} that the parties {', '.join(pairs)} hold do not belong together; install "
+        "the three files of one sharing, or of one training"
     )
 
 

@@ -7,6 +7,7 @@ common.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import secrets
@@ -47,6 +48,19 @@ class PartyModel:
 
     def __repr__(self) -> str:
         return f"PartyModel({self.name!r}, rank={self.rank}, {len(self.tensors)} parameters)"
+
+    @property
+    def digests(self) -> tuple[bytes, bytes]:
+        """SHA-256 of all that this party and the one before it hold alike, and of what it and the next one do.
+
+        Each tells one of these two whether their files belong together, and nothing else.
+        """
+        public = f"{self.model_id} {self.fraction_bits} {self.graph.model_dump_json()}".encode()
+        first, second = hashlib.sha256(public), hashlib.sha256(public)
+        for _, shares in sorted(self.tensors.items()):
+            first.update(shares[0].contiguous().numpy().data)
+            second.update(shares[1].contiguous().numpy().data)
+        return first.digest(), second.digest()
 
     def to_bytes(self) -> bytes:
         """The file's contents."""
@@ -139,11 +153,18 @@ def load_party_file(path: str | Path, rank: int | None = None) -> PartyModel:
 
 
 def load_model_shares(folder: str | Path) -> tuple[PartyModel, PartyModel, PartyModel]:
-    """Read what ``save_model_shares`` wrote, to hand it to a cluster. Raises ServingError if files are mixed up."""
+    """Read what ``save_model_shares`` or ``save_trained_shares`` wrote, to hand it to a cluster.
+
+    Raises ServingError if files are missing, or do not belong together.
+    """
     zero, one, two = (load_party_file(party_file(Path(folder), rank), rank) for rank in range(PARTIES))
-    for other in (one, two):
-        if other.model_id != zero.model_id:
-            raise ServingError(f"{folder}: the files of parties 0 and {other.rank} come from different sharings")
+    for part, following in ((zero, one), (one, two), (two, zero)):
+        same = part.model_id == following.model_id and part.digests[1] == following.digests[0]
+        if not same:
+            raise ServingError(
+                f"{folder}: the files of parties {part.rank} and {following.rank} come from different sharings; the "
+                "three files of one model are needed"
+            )
     return zero, one, two
 
 

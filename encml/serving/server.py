@@ -130,6 +130,7 @@ class Server:
 
     async def _status(self, request: web.Request) -> web.Response:
         _require(request, "owner", "client")
+        await asyncio.to_thread(self._registry.refresh)
         state, problem, queued = self.engine.state
         models = tuple(model.status() for model in self._registry.models())
         status = Status(rank=self._rank, state=state, problem=problem, queued=queued, models=models)
@@ -158,6 +159,7 @@ class Server:
     async def _serve(self, request: web.Request) -> web.Response:
         _require(request, "owner")
         asked = read_message(ServeRequest, await self._body(request, MAX_JSON_BYTES) or b"{}", "the request to serve")
+        await asyncio.to_thread(self._registry.refresh)
         return _model_json(self._registry.allow(request.match_info["name"], asked.num_requests))
 
     async def _stop(self, request: web.Request) -> web.Response:
