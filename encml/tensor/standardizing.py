@@ -37,10 +37,10 @@ def standardize(x: SharedTensor, like: SharedTensor | None = None) -> SharedTens
     that do not vary become about 0. The result is a leaf: gradients do not flow back to x.
 
     Up to 37 rounds, 9.4 B a party and element, 3 kB and 0.2 kB a column; 3 rounds and 9.4 B an element where the
-    statistics of ``like`` are known already. Off by less than 2^-12 of itself and 2^-(f+2) / deviation. Bounds: |mean| <
-    2^12, deviation < 2^8, m * variance < 2^(62 - 2f), which is 2^30 at f = 16, and results below 2^14:
-    scale columns in other units by a public number first. Raises InvalidTensor for shapes that do not fit, or without
-    rows.
+    statistics of ``like`` are known already. Off by less than 2^-12 of itself and 2^-(f+2) / deviation.
+    Bounds: |mean| < 2^12, deviation < 2^8, m * variance < 2^(62 - 2f), which is 2^30 at f = 16, and results below 2^14:
+    scale columns in other units by a public number first.
+    Raises InvalidTensor for shapes that do not fit, or without rows.
     """
     like = x if like is None else like
     if not x.ndim or x.shape[1:] != like.shape[1:] or not len(like):
