@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import io
 import socket
 import ssl
 import threading
@@ -31,6 +32,8 @@ T = TypeVar("T")
 IDLE_SECONDS = 600.0
 """How long an unused connection is kept."""
 CLOSE_SECONDS = 1.0
+_LARGE = 2**20
+"""From here on aiohttp sends a body piece by piece, so that it does not hold up the other calls."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -129,7 +132,7 @@ class Calls:
             async with self._session.request(
                 call.method,
                 f"https://{_bracketed(party.host)}:{party.api_port}{API}{call.path}",
-                data=call.body,
+                data=call.body if len(call.body) < _LARGE else io.BytesIO(call.body),
                 params=call.query,
                 server_hostname=party_hostname(rank),
                 timeout=aiohttp.ClientTimeout(total=timeout, sock_connect=self._config.timeout),

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import encml.data.vision
 from encml import Session, share
 from encml.errors import EncmlError, ServingError, UnsupportedOperation
+from encml.models import NETWORKS
 from encml.net.local import LocalTransport
 from encml.serving import Cluster, Graph
 from encml.serving.export import export_model
@@ -229,6 +230,27 @@ def test_three_parties_serve_a_residual_network_and_a_transformer() -> None:
                 costs.append(client.last_cost.rounds)
             # Revealing takes one round more; nothing about the weights is worked out for the first request only.
             assert costs == [run_in_shares(graph, parameters, x)[1] - 1] * 2
+
+
+def test_three_parties_serve_the_networks_on_which_training_is_compared() -> None:
+    """Maxima of 2 x 2, strides, linear layers of images; each request of the same rounds as in one process."""
+    torch.manual_seed(4)
+    x = torch.rand(3, 1, 28, 28)
+    with Cluster.local(timeout=20.0) as cluster, cluster.client() as client:
+        for name in ("network_a", "network_b", "network_c", "network_d"):
+            model = NETWORKS[name]().eval()
+            graph, parameters = export_model(model, x)
+            assert separable(graph)
+            cluster.share(model, x, name)
+            cluster.serve(name=name)
+            with torch.no_grad():
+                expected = model(x)
+            scores = client.query_model(x, name)
+            # Some 800 products a sum, each rounded to 2^-17 in its weight, and three layers of truncations.
+            assert float((scores - expected).abs().max()) < 5e-4
+            assert client.last_cost is not None
+            # Revealing takes one round more.
+            assert client.last_cost.rounds == run_in_shares(graph, parameters, x)[1] - 1
 
 
 @pytest.mark.parametrize(

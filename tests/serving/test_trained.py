@@ -249,7 +249,7 @@ def three_parties_train(folder: Path, seed: int) -> tuple[dict[str, Tensor], lis
     return {k: v for k, v in results[0].items() if k != "operations"}, [result["operations"] for result in results]
 
 
-def command(*words: str | Path) -> str:
+def command(*words: str | Path | int) -> str:
     result = CliRunner().invoke(app, [str(word) for word in words])
     return f"{result.exit_code}: {result.output}"
 
