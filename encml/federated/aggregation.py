@@ -141,7 +141,7 @@ class SecureAggregator:
         at every party. ``weights``: public positive integers, such as numbers of examples; scaled down where the ring
         could not hold the sum; None: all 1. Without uploads the sum is 0, and there is still noise on it.
 
-        56 rounds; in all, some 16 kB a client, whatever d. A row is not sent here but handed over: 8 d bytes a party.
+        40 rounds; in all, some 18 kB a client, whatever d. A row is not sent here but handed over: 8 d bytes a party.
         Raises ProtocolError if none of the uploads could be used, PrivacyError for noise with unequal weights.
         """
         if context.fraction_bits != self.settings.fraction_bits:

@@ -2,30 +2,31 @@
 
 The factor c = min(1, C/||x||) is computed in fixed point on one element a vector, and errs downwards only: c ||x|| <= C
 holds without exception, since the sensitivity that differential privacy is accounted with rests on it. Everything is an
-integer in ring units: C is the integer ``bound``, and c carries ``FACTOR_BITS`` fraction bits.
+integer in ring units: C is the integer ``bound``, and c carries some fraction bits.
 
-**How** (q = ||x||^2 < 2^61, C^2 >= 2^24, J = 60):
+**How** (q = ||x||^2 < 2^top, J = top - 1):
 
-1. Bits t_k = [q >= 2^k] for 2^k between C^2 and 2^60 place q in [2^j, 2^(j+1)). They are decreasing in k, so any table
-   T_j is the public linear combination T_first + sum_k t_k (T_k - T_{k-1}). In this way
-       w = q 2^(J-j), exactly, in [2^60, 2^61)          and          h_j = C 2^(-j/2) (1 - 8e), rounded down.
-2. v = w/2^60 in [1, 2) at 26 fraction bits (e = 2^-26), y = 1/sqrt(v) by Newton's y' = y (3 - v y^2)/2, twice from
-   y = (21 - 5v)/16, which is within 4 %.
-3. c = y h_j, rounded, less one unit: and 1 instead where q < C^2.
+1. Bits [q >= t] for t = C^2 and all 2^(k/2) between C^2 and 2^top place q in one interval, a half of [2^j, 2^(j+1)).
+   They are decreasing in t, so any table T over the intervals is a public linear combination of them. Such tables give
+       w = q 2^(J-j), exactly, in [2^J, 2^(J+1))       and       k_i = C 2^(-j/2) p_i     (p: see 2).
+2. v = w/2^J in [1, 2) at 26 fraction bits, and c = k_0 + k_1 v + v^2 (k_2 + k_3 v): a cubic p(v) for 1/sqrt(v), one for
+   each half of [1, 2), times C 2^(-j/2).
+3. Rounded, less two units; where q < C^2 the table makes it exactly 1.
 
-**Why c ||x|| <= C.** Newton's step never overshoots: with y = (1 - s)/sqrt(v), y' = (1 - s^2 (3 - s)/2)/sqrt(v). The
-three roundings of the last step, each below e, add at most 2.6 e to y', and that of v another 0.6 e: the computed y is
-at most (1 + 4.3 e)/sqrt(v), with h_j at most C/sqrt(q). Rounding the product up adds less than one unit, which is
-taken off again. From below, c falls short of C/||x|| by less than 1e-5 of it and two units of 2^-20: the two steps
-leave s < 6e-6.
+**Why c ||x|| <= C.** p has the values and slopes of f(v) = 1/sqrt(v) at two points a and b, so that f - p =
+f(.)/24 (v-a)^2 (v-b)^2 >= 0 everywhere, f being positive. With e = 2^-26, the rounding of v (below e) moves p by
+at most e/2, that of v^2 (below e) by at most e |p_2 + p_3 v| < e, and the coefficients' (at 32 bits) by less than e:
+together below 2^-24. Rounding the sum to c's fraction bits adds less than one unit. Two units, of 2^-22 or more, are
+taken off. Where that leaves less than 0, it is one unit or two, and ``_check`` makes sure that these are too short to
+matter. From below, c falls short of C/||x|| by less than 3e-4 of it and four units.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,15 +36,17 @@ from encml.mpc.functions.polynomial import constant, multiply
 from encml.mpc.multiplication import product
 from encml.mpc.parties import Parties
 from encml.mpc.sharing import public
+from encml.mpc.truncation import truncate_rows
 from encml.privacy.wraparound import SQUARE_BITS
 
 FACTOR_BITS = 20
 """Fraction bits of a clipping factor."""
 MIN_BOUND = 2**12
 """The smallest C in ring units for which the factor of the longest vector is not lost in rounding."""
+MAX_FACTOR_BITS = 22
 
-_TOP = SQUARE_BITS - 1  # J
 _BITS = 26
+_COEFFICIENT_BITS = 32
 _NAME = "clipping"
 
 
@@ -56,30 +59,32 @@ def squared_norms(parties: Parties, vectors: Tensor) -> Tensor:
     return parties.reshare(rows, _NAME)
 
 
-def clipping_factors(parties: Parties, squares: Tensor, bound: int) -> Tensor:
-    """c = min(1, bound/||x||) of payloads (S, n) of ||x||^2 in [0, 2^61), as a payload (S, n) at ``FACTOR_BITS``.
+def clipping_factors(
+    parties: Parties, squares: Tensor, bound: int, *, factor_bits: int = FACTOR_BITS, top: int = SQUARE_BITS
+) -> Tensor:
+    """c = min(1, bound/||x||) of payloads (S, n) of ||x||^2 in [0, 2^top), as a payload (S, n) at ``factor_bits``.
 
-    c ||x|| <= bound always; c falls short of the exact factor by at most 1e-5 of it and 2^-19. Reveals nothing.
-    35 rounds, about 93 (62 - 2 log2(bound)) + 170 B a vector in all.
-    Raises PrivacyError for a bound (in ring units) below ``MIN_BOUND`` or beyond the square root of 2^60.
+    c ||x|| <= bound always; c falls short of the exact factor by at most 3e-4 of it and four units. Reveals nothing.
+    19 rounds, about 184 (top - 2 log2(bound)) + 120 B a vector in all.
+    Raises PrivacyError for a bound (in ring units) that is beyond the square root of 2^(top - 1), or so small that the
+    factor of the longest vector would be lost.
     """
-    if bound < MIN_BOUND or bound * bound >= 2**_TOP:
-        raise PrivacyError(
-            f"a clipping norm of {bound} ring units: {MIN_BOUND} to {math.isqrt(2**_TOP)} are possible; "
-            "choose other fraction bits or another norm"
-        )
-    lowest = (bound * bound).bit_length() - 1
-    limits = [bound * bound, *(2**k for k in range(lowest + 1, _TOP + 1))]
-    reached = _at_least(parties, squares, limits)
-    too_long, steps = reached[..., 0], reached[..., 1:]
-    lift = _by_exponent(parties, steps, [2 ** (_TOP - j) for j in range(lowest, _TOP + 1)])
-    scale = _by_exponent(parties, steps, [_scaled_bound(bound, j) for j in range(lowest, _TOP + 1)])
+    _check(bound, factor_bits, top)
+    limits, tables = _tables(bound, factor_bits, top)
+    distances = squares.unsqueeze(-1) - public(parties, torch.tensor(limits).expand(squares.shape[1], -1))
+    less = to_arithmetic(parties, negative(parties, distances, operation=_NAME), _NAME)
+    # Beyond the last limit no bit is 1, so each table is read from its end.
+    changes = torch.tensor([[here - above for here, above in itertools.pairwise(table)] for table in tables])
+    last = [constant(parties, squares, table[-1]) for table in tables]
+    lift, k0, k1, k2, k3 = (total + end for total, end in zip((less @ changes.T).unbind(-1), last, strict=True))
 
-    normal = multiply(parties, squares, lift, _TOP - _BITS, _NAME)
-    inverse = _inverse_root(parties, normal)
-    factor = multiply(parties, inverse, scale, 2 * _BITS - FACTOR_BITS, _NAME) - constant(parties, squares, 1)
-    one = constant(parties, squares, 2**FACTOR_BITS)
-    return one - parties.reshare(product(parties, torch.mul, too_long, one - factor), _NAME)
+    v = multiply(parties, squares, lift, top - 1 - _BITS, _NAME)
+    pair = torch.stack([v, k3], 1)
+    square, cubic = multiply(parties, pair, v.unsqueeze(1).expand_as(pair), _BITS, _NAME).unbind(1)
+    rows = product(parties, torch.mul, square, k2 + cubic) + product(parties, torch.mul, k1, v)
+    rows += k0[: parties.here] << _BITS
+    excess = _BITS + _COEFFICIENT_BITS - factor_bits
+    return truncate_rows(parties, rows, excess, _NAME) - constant(parties, squares, _TAKEN_OFF)
 
 
 def weighted_sum(parties: Parties, factors: Tensor, vectors: Tensor) -> Tensor:
@@ -90,38 +95,42 @@ def weighted_sum(parties: Parties, factors: Tensor, vectors: Tensor) -> Tensor:
     return product(parties, torch.matmul, factors, vectors)
 
 
-def _at_least(parties: Parties, values: Tensor, limits: Sequence[int]) -> Tensor:
-    """[value >= limit] for every limit, as a payload (S, n, len(limits)) of 0 and 1."""
-    shape = (values.shape[1], len(limits))
-    thresholds = public(parties, torch.tensor(limits, dtype=torch.int64).expand(shape))
-    below = to_arithmetic(parties, negative(parties, values.unsqueeze(-1) - thresholds, operation=_NAME), _NAME)
-    return public(parties, torch.ones(shape, dtype=torch.int64)) - below
+def _check(bound: int, factor_bits: int, top: int) -> None:
+    """Whether the factor of the longest vector, and two units of it, are in range."""
+    largest = math.isqrt(2 ** (top - 1) - 1)
+    least = math.ceil(math.ldexp(_TAKEN_OFF, (top + 1) // 2 - factor_bits))
+    if not least <= bound <= largest or factor_bits > MAX_FACTOR_BITS:
+        raise PrivacyError(
+            f"a clipping norm of {bound} ring units: {least} to {largest} are possible with factors of {factor_bits} "
+            f"bits, of which {MAX_FACTOR_BITS} are possible; choose other fraction bits or another norm"
+        )
 
 
-def _by_exponent(parties: Parties, steps: Tensor, table: Sequence[int]) -> Tensor:
-    """table[number of ones] for payloads (S, n, len(table) - 1) of bits 1, ..., 1, 0, ..., 0. No communication."""
-    changes = torch.tensor([after - before for before, after in itertools.pairwise(table)], dtype=torch.int64)
-    return (steps * changes).sum(-1) + constant(parties, steps[..., 0], table[0])
+def _tables(bound: int, factor_bits: int, top: int) -> tuple[list[int], list[list[int]]]:
+    """The limits between the intervals, and by interval: the lift to 2^(top-1), and the coefficients k_0 to k_3."""
+    first = bound * bound
+    # 2^(k/2), rounded up, starts interval k.
+    starts = {k: math.isqrt((1 << k) - 1) + 1 for k in range(1, 2 * top)}
+    lowest = max(k for k, start in starts.items() if start <= first)
+    intervals = range(lowest, 2 * top)
+    limits = [first, *(starts[k] for k in intervals[1:])]
+    one = (2**factor_bits + _TAKEN_OFF) << (_COEFFICIENT_BITS - factor_bits)
+    entries = [[0, one, 0, 0, 0]]
+    for k in intervals:
+        scale = math.ldexp(bound * 2 ** (-(k // 2) / 2), _COEFFICIENT_BITS)
+        entries.append([2 ** (top - 1 - k // 2), *(math.floor(scale * p) for p in _CUBICS[k % 2])])
+    return limits, [list(column) for column in zip(*entries, strict=True)]
 
 
-def _scaled_bound(bound: int, exponent: int) -> int:
-    """C 2^(-j/2) (1 - 8e) with 26 fraction bits, rounded down."""
-    shrunk = bound * (2**_BITS - 8)
-    return math.isqrt(shrunk * shrunk >> exponent)
+def _cubic(low: float, high: float) -> list[float]:
+    """The cubic, lowest coefficient first, that touches 1/sqrt(v) from below at two points of [low, high]."""
+    middle, reach = (low + high) / 2, (high - low) / math.sqrt(8)  # where Chebyshev's T_2 vanishes
+    conditions, values = [], []
+    for v in (middle - reach, middle + reach):
+        conditions += [[1, v, v**2, v**3], [0, 1, 2 * v, 3 * v**2]]
+        values += [v**-0.5, -0.5 * v**-1.5]
+    return [float(p) for p in np.linalg.solve(np.array(conditions), np.array(values))]
 
 
-def _inverse_root(parties: Parties, v: Tensor) -> Tensor:
-    """1/sqrt(v) for v in [1, 2), never above it by more than 4.3 units of 2^-26. 18 rounds.
-
-    For v in [0, 1) something below 4 comes out, which the caller does not use.
-    """
-    start = constant(parties, v, 21 << _BITS) - 5 * v  # with 4 more fraction bits, exactly
-    y = _newton(parties, v, start, _BITS + 4)
-    return _newton(parties, v, y, _BITS)
-
-
-def _newton(parties: Parties, v: Tensor, y: Tensor, bits: int) -> Tensor:
-    """y (3 - v y^2)/2, y with ``bits`` fraction bits. 9 rounds."""
-    square = multiply(parties, y, y, 2 * bits - _BITS, _NAME)
-    rest = constant(parties, v, 3 << _BITS) - multiply(parties, v, square, _BITS, _NAME)
-    return multiply(parties, y, rest, bits + 1, _NAME)
+_TAKEN_OFF = 2
+_CUBICS = (_cubic(1.0, math.sqrt(2)), _cubic(math.sqrt(2), 2.0))

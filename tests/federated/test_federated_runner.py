@@ -118,7 +118,7 @@ def test_results_report_what_was_sent() -> None:
     assert result.round == 1
     assert result.uploaded == 3 * upload_bytes(D)
     assert result.released == 3 * 8 * D
-    assert result.cost.rounds == 56
+    assert result.cost.rounds == 40
     assert result.cost.bytes > 0
     assert min(result.training_seconds, result.aggregation_seconds) > 0
 

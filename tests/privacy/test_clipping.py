@@ -14,7 +14,14 @@ from encml.errors import InvalidTensor, PrivacyError
 from encml.mpc.parties import Parties
 from encml.net.local import LocalTransport
 from encml.privacy import wraparound
-from encml.privacy.clipping import FACTOR_BITS, MIN_BOUND, clipping_factors, squared_norms, weighted_sum
+from encml.privacy.clipping import (
+    FACTOR_BITS,
+    MAX_FACTOR_BITS,
+    MIN_BOUND,
+    clipping_factors,
+    squared_norms,
+    weighted_sum,
+)
 from encml.privacy.wraparound import DIRECTIONS, NORM_LIMIT, PROJECTION_LIMIT, SQUARE_BITS, accepted, directions
 
 BOUNDS = (MIN_BOUND, 2**20, 12_345_678, NORM_LIMIT)
@@ -51,13 +58,13 @@ def adversarial(bound: int) -> list[int]:
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("bound", BOUNDS)
 def test_no_factor_lets_a_norm_exceed_the_bound(bound: int, seed: int) -> None:
-    """c ||x|| <= C in exact integers; and c is within 1e-5 and two units of the real number it stands for."""
+    """c ||x|| <= C in exact integers; and c is within 3e-4 and four units of the real number it stands for."""
     squares = adversarial(bound)
     for square, factor in zip(squares, factors_of(squares, bound, seed), strict=True):
         assert 0 <= factor <= 2**FACTOR_BITS
         assert factor**2 * square <= bound**2 << 2 * FACTOR_BITS
         exact = min(1.0, bound / math.sqrt(square)) if square else 1.0
-        assert factor >= (exact * (1 - 1e-5)) * 2**FACTOR_BITS - 2
+        assert factor >= (exact * (1 - 3e-4)) * 2**FACTOR_BITS - 4
         if square < bound**2:
             assert factor == 2**FACTOR_BITS
 
@@ -75,6 +82,23 @@ def test_the_bound_holds_for_any_bound_and_norm(bound: int, squares: list[int]) 
         assert 0 <= factor**2 * square <= bound**2 << 2 * FACTOR_BITS
 
 
+@settings(deadline=None, max_examples=40)
+@given(st.data())
+def test_the_bound_holds_at_any_number_of_bits(data: st.DataObject) -> None:
+    """Narrower ranges and other factors, as DP-SGD has them; also where the factor would be less than its margin."""
+    top, bits = data.draw(st.integers(40, SQUARE_BITS)), data.draw(st.integers(12, MAX_FACTOR_BITS))
+    least = max(1, math.ceil(2.0 ** ((top + 1) // 2 + 1 - bits)))
+    bound = data.draw(st.integers(least, math.isqrt(2 ** (top - 1) - 1)))
+    squares = data.draw(st.lists(st.integers(0, 2**top - 1), min_size=1, max_size=20))
+    squares += [0, bound**2 - 1, bound**2, 2**top - 1]
+    payload = shared(torch.tensor(squares))
+    found = clipping_factors(parties(), payload, bound, factor_bits=bits, top=top).sum(0).tolist()
+    for square, factor in zip(squares, found, strict=True):
+        assert factor**2 * square <= bound**2 << 2 * bits
+        exact = min(1.0, bound / math.sqrt(square)) if square else 1.0
+        assert (exact * (1 - 3e-4)) * 2**bits - 4 <= factor <= 2**bits
+
+
 @pytest.mark.parametrize("bound", [-1, 0, MIN_BOUND - 1, 2**30, 2**31])
 def test_bounds_that_cannot_be_computed_with_are_refused(bound: int) -> None:
     with pytest.raises(PrivacyError, match=f"clipping norm of {bound} ring units"):
@@ -86,8 +110,8 @@ def test_factor_costs_what_it_says() -> None:
     n, bound = 640, 2**20
     with session.ledger.measure() as spent:
         clipping_factors(session, shared(torch.full((n,), 2**45)), bound)
-    assert spent[0].rounds == 35
-    assert spent[0].bytes / n == pytest.approx(93 * (62 - 40) + 170, rel=0.02)
+    assert spent[0].rounds == 19
+    assert spent[0].bytes / n == pytest.approx(184 * (61 - 40) + 120, rel=0.01)
 
 
 # Norms and sums ----------------------------------------------------------------------------------------------------
@@ -109,7 +133,7 @@ def test_squared_norms_and_weighted_sums_are_exact() -> None:
 
 
 def test_clipping_agrees_with_float64() -> None:
-    """Clients shorter, as long as, and longer than C: the clipped sum is the real one, to 20 bits."""
+    """Clients shorter, as long as, and longer than C: the clipped sum is the real one, within 3e-4 of C."""
     session = parties()
     generator = torch.Generator().manual_seed(2)
     norms = torch.tensor([0.0, 0.01, 0.999, 1.0, 1.001, 3.0, 50.0], dtype=torch.float64)
@@ -119,7 +143,7 @@ def test_clipping_agrees_with_float64() -> None:
     factors = clipping_factors(session, squared_norms(session, shared(integers)), 2**20)
     clipped = (factors.sum(0)[:, None] * integers).double() / 2.0**40
     expected = vectors / norms.clamp(min=1.0)[:, None]
-    assert (clipped - expected).norm(dim=1).max() < 1e-4
+    assert (clipped - expected).norm(dim=1).max() < 3e-4
     assert clipped.norm(dim=1).max() <= 1.0
 
 
