@@ -56,7 +56,7 @@ def markdown(benchmark: Benchmark) -> str:
     made = f"Made on {benchmark.date:%Y-%m-%d}: {machine_text(benchmark.machine)}. {others_text(benchmark)}"
     if benchmark.quick:
         made += " Sizes are small, for a quick look."
-    parts = [_HEAD.format(command=_command(benchmark)), _paragraph(made)]
+    parts = [_HEAD.format(command=_command(benchmark)), paragraph(made)]
     parts += [_READ.format(repeats=benchmark.repeats, cores=cores)]
     parts += [_section(grid) for grid in grids(benchmark)]
     left_out = [line for peer in benchmark.peers for line in peer_problems_text(peer)]
@@ -80,11 +80,17 @@ def _command(benchmark: Benchmark) -> str:
 
 
 def _section(grid: Grid) -> str:
-    about = _paragraph(grid.about) + "\n" if grid.about else ""
+    return f"## {grid.title}\n\n{grid_text(grid)}"
+
+
+def grid_text(grid: Grid) -> str:
+    """What is said about a table, and the table."""
+    about = paragraph(grid.about) + "\n" if grid.about else ""
     line = "|---" * grid.texts + "|---:" * (len(grid.columns) - grid.texts)
     head = f"| {' | '.join(grid.columns)} |\n{line}|\n"
-    return f"## {grid.title}\n\n{about}{head}" + "".join(f"| {' | '.join(row)} |\n" for row in grid.rows)
+    return about + head + "".join(f"| {' | '.join(row)} |\n" for row in grid.rows)
 
 
-def _paragraph(text: str) -> str:
+def paragraph(text: str) -> str:
+    """Lines that are no longer than those around them."""
     return textwrap.fill(text.strip(), _WIDTH) + "\n"

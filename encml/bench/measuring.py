@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
 from encml.bench.case import Case, Job, worst_error
 from encml.bench.memory import peak_memory
-from encml.bench.records import Run
+from encml.bench.records import Observed, Run
 from encml.errors import UnsupportedOperation
 from encml.mpc.session import Session
+from encml.net.ledger import Cost
 from encml.net.transport import PARTIES
 
 
-def measure(case: Case, session: Session, quick: bool, repeats: int) -> Run | str:
+def measure(case: Case, session: Session, quick: bool, repeats: int) -> Observed | str:
     """Run ``case`` ``repeats`` times and twice before: once so that everything is compiled, once to count.
 
     The counted run gives rounds, bytes, memory and the error of its result; the others, nothing but seconds, each from
@@ -25,23 +28,26 @@ def measure(case: Case, session: Session, quick: bool, repeats: int) -> Run | st
         job.run()
     except UnsupportedOperation as missing:
         return str(missing)
-    with peak_memory() as memory, session.ledger.measure() as spent:
+    with peak_memory() as memory, session.ledger.measure() as spent, _rounds(session) as rounds:
         result = job.run()
     error = None if result is None or job.expected is None else worst_error(result.reveal().detach(), job.expected)
     del result
     share_bytes = session.parties.shares_here * torch.int64.itemsize
-    return Run(
+    by_round = tuple(max(cost.sent) / case.loops for cost in rounds)
+    return Observed(
         seconds=tuple(_timed(job, session) / case.loops for _ in range(repeats)),
         rounds=spent[0].rounds / case.loops,
         bytes_per_party=spent[0].bytes_per_party / case.loops,
         peak_bytes=memory[0],
         worst_error=error,
+        critical_bytes=sum(by_round),
+        by_round=by_round,
         given_bytes=None if job.payload is None else job.payload.given * share_bytes,
         kept_bytes=None if job.payload is None else job.payload.kept * share_bytes,
     )
 
 
-def together(runs: tuple[Run, Run, Run]) -> Run:
+def together(runs: tuple[Observed, Observed, Observed]) -> Run:
     """One record of what the three parties each saw: a party counts the bytes that it sent, and its own memory."""
     first = runs[0]
     peaks = [run.peak_bytes for run in runs if run.peak_bytes is not None]
@@ -52,9 +58,26 @@ def together(runs: tuple[Run, Run, Run]) -> Run:
         bytes_per_party=sum(run.bytes_per_party for run in runs),
         peak_bytes=max(peaks, default=None),
         worst_error=first.worst_error,
+        critical_bytes=sum(map(max, zip(*(run.by_round for run in runs), strict=True))),
         given_bytes=first.given_bytes,
         kept_bytes=first.kept_bytes,
     )
+
+
+@contextmanager
+def _rounds(session: Session) -> Iterator[list[Cost]]:
+    """The yielded list receives the cost of every single round inside the block."""
+    found: list[Cost] = []
+
+    def note(_: str, cost: Cost) -> None:
+        if cost.rounds:
+            found.append(cost)
+
+    session.ledger.listeners.append(note)
+    try:
+        yield found
+    finally:
+        session.ledger.listeners.remove(note)
 
 
 def _timed(job: Job, session: Session) -> float:

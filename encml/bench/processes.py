@@ -9,7 +9,7 @@ from pathlib import Path
 from encml.bench.case import Case
 from encml.bench.line.laying import LaidLine
 from encml.bench.measuring import together
-from encml.bench.records import PartyLine, Run
+from encml.bench.records import Observed, PartyLine, Run
 from encml.net.certificates import make_cluster_keys
 from encml.net.transport import PARTIES
 from encml.serving.processes import LocalParties, local_config
@@ -41,7 +41,7 @@ def run_parties(
             readers = [parties.lines(folder / f"party-{rank}.jsonl") for rank in range(PARTIES)]
             for case in cases:
                 zero, one, two = (PartyLine.model_validate_json(next(reader)).outcome for reader in readers)
-                if isinstance(zero, Run) and isinstance(one, Run) and isinstance(two, Run):
+                if isinstance(zero, Observed) and isinstance(one, Observed) and isinstance(two, Observed):
                     yield case, together((zero, one, two))
                 else:
                     yield case, next(outcome for outcome in (zero, one, two) if isinstance(outcome, str))

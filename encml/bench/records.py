@@ -29,14 +29,16 @@ class Run(Timed):
 
     ``bytes_per_party`` is payload sent, averaged over the parties. ``seconds`` of real parties: until the last of them
     was done. ``peak_bytes``: see ``encml.bench.memory``; of real parties the largest. ``worst_error``: the largest
-    |found - true| / max(|true|, 1/8) against float64. ``given_bytes`` and ``kept_bytes``, of training steps: the shares
-    of ``encml.bench.case.Payload`` in a process.
+    |found - true| / max(|true|, 1/8) against float64. ``critical_bytes``: the sum over the rounds of what that party
+    sent that sent most, for which the others wait. ``given_bytes`` and ``kept_bytes``, of training steps: the shares of
+    ``encml.bench.case.Payload`` in a process.
     """
 
     rounds: float
     bytes_per_party: float
     peak_bytes: int | None
     worst_error: float | None
+    critical_bytes: float = 0.0
     given_bytes: int | None = None
     kept_bytes: int | None = None
 
@@ -48,11 +50,20 @@ class Run(Timed):
         return (self.given_bytes + self.peak_bytes) / (self.given_bytes + self.kept_bytes)
 
 
+class Observed(Run):
+    """What one session saw: all three parties in one process, or one of them.
+
+    ``by_round``: bytes that were sent in every round, by that party here that sent most.
+    """
+
+    by_round: tuple[float, ...]
+
+
 class PartyLine(Record):
     """What a party reports of one case: its figures, or why SharedTensor cannot do it."""
 
     name: str
-    outcome: Run | str
+    outcome: Observed | str
 
 
 class Declared(Record):

@@ -86,7 +86,7 @@ def _own(benchmark: Benchmark) -> Grid:
         if case.run is None:
             rows.append((case.name, f"{case.does}: not supported", *[""] * (len(columns) - 2)))
             continue
-        cells = [case.name, case.does, _count(case.run.rounds), bytes_text(case.run.bytes_per_party)]
+        cells = [case.name, case.does, count_text(case.run.rounds), bytes_text(case.run.bytes_per_party)]
         cells += [_of_declared(case.run, case.declared), _error(case.run.worst_error)]
         cells += [*_time_and_memory(case.in_process)] * alone + [*_time_and_memory(case.parties)] * apart
         rows.append(tuple(cells))
@@ -135,9 +135,19 @@ def _of_declared(run: Run, declared: Declared | None) -> str:
 
 def span_text(timed: Timed) -> str:
     """Median (smallest–largest), in the unit of the median: 12.3 ms (11.9–14.0)."""
-    size, unit = next((entry for entry in _UNITS if timed.median >= entry[0]), _UNITS[-1])
+    size, unit = _unit(timed.median)
     low, middle, high = (_digits(value / size, 3) for value in (min(timed.seconds), timed.median, max(timed.seconds)))
     return f"{middle} {unit} ({low}–{high})"
+
+
+def time_text(seconds: float) -> str:
+    """Three digits that count: 12.3 ms, 2.46 s."""
+    size, unit = _unit(seconds)
+    return f"{_digits(seconds / size, 3)} {unit}"
+
+
+def _unit(seconds: float) -> tuple[float, str]:
+    return next((entry for entry in _UNITS if seconds >= entry[0]), _UNITS[-1])
 
 
 def ratio_text(ours: float, theirs: float) -> str:
@@ -145,7 +155,8 @@ def ratio_text(ours: float, theirs: float) -> str:
     return f"{_digits(ours / theirs, 2)}×" if theirs else ""
 
 
-def _count(rounds: float) -> str:
+def count_text(rounds: float) -> str:
+    """A number of rounds."""
     return f"{rounds:g}"
 
 

@@ -322,9 +322,19 @@ def bench(
         float | None,
         typer.Option(metavar="MBIT", min=1, help="What a party can send over the line, in Mbit/s; default: no limit."),
     ] = None,
+    goals: Annotated[
+        bool, typer.Option("--goals", help="Also the cases that have a goal, and a table of what they should cost.")
+    ] = False,
+    figures: Annotated[
+        Path | None, typer.Option("--from", metavar="FILE", help="Show a file of --json instead of measuring.")
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures here.")] = None,
     markdown_file: Annotated[
         Path | None, typer.Option("--markdown", metavar="FILE", help="Write a page with the tables here.")
+    ] = None,
+    performance_file: Annotated[
+        Path | None,
+        typer.Option("--performance", metavar="FILE", help="Put goals, memory and distances into this page's places."),
     ] = None,
 ) -> None:
     """Measure what encml costs on this machine: seconds, rounds, bytes and memory."""
@@ -339,8 +349,11 @@ def bench(
         peers=peers or [],
         round_trips=round_trips or [],
         bandwidth=bandwidth,
+        goals=goals,
+        figures=figures,
         json_file=json_file,
         markdown_file=markdown_file,
+        performance_file=performance_file,
     )
 
 

@@ -10,7 +10,7 @@ import torch
 from encml.bench.case import Case, Job, spread, worst_error
 from encml.bench.cases import BY_NAME, CASES, choose
 from encml.bench.measuring import measure, together
-from encml.bench.records import Run
+from encml.bench.records import Observed, Run
 from encml.errors import ConfigError
 from encml.mpc.costs import COSTS
 from encml.mpc.session import Session
@@ -96,7 +96,14 @@ def test_errors_are_relative_down_to_an_eighth() -> None:
 
 
 def test_parties_reports_become_one() -> None:
-    runs = [Run(seconds=s, rounds=3, bytes_per_party=b, peak_bytes=p, worst_error=0.1)
-            for s, b, p in (((1.0, 5.0), 10, 7), ((2.0, 4.0), 20, None), ((3.0, 3.0), 30, 9))]  # fmt: skip
-    found = together((runs[0], runs[1], runs[2]))
-    assert found == Run(seconds=(3.0, 5.0), rounds=3, bytes_per_party=60, peak_bytes=9, worst_error=0.1)
+    zero, one, two = (
+        Observed(seconds=s, rounds=3, bytes_per_party=b, peak_bytes=p, worst_error=0.1, by_round=r)
+        for s, b, p, r in (
+            ((1.0, 5.0), 10, 7, (4.0, 0.0, 6.0)),
+            ((2.0, 4.0), 20, None, (1.0, 19.0, 0.0)),
+            ((3.0, 3.0), 30, 9, (2.0, 28.0, 0.0)),
+        )
+    )
+    assert together((zero, one, two)) == Run(
+        seconds=(3.0, 5.0), rounds=3, bytes_per_party=60, peak_bytes=9, worst_error=0.1, critical_bytes=38
+    )
