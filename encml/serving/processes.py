@@ -7,12 +7,14 @@ process ends, however it ends.
 from __future__ import annotations
 
 import atexit
+import os
 import secrets
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -79,14 +81,18 @@ def write_config(config: ClusterConfig, path: Path) -> None:
 class LocalParties:
     """Runs and stops the parties of ``config``; ``stop`` ends all of them, and so does the end of this process.
 
-    ``module`` is what every party runs, with ``--config``, ``--rank``, ``--stop-with-stdin`` and ``arguments``.
+    ``program`` is what every party runs, a module's name or a script's path, with ``--config``, ``--rank``,
+    ``--stop-with-stdin`` and ``arguments``.
     """
 
-    def __init__(self, config: ClusterConfig, module: str = "encml.serving", arguments: Sequence[str] = ()) -> None:
+    def __init__(
+        self, config: ClusterConfig, program: str | Path = "encml.serving", arguments: Sequence[str] = ()
+    ) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="encml-parties-")
         self._config = Path(self._folder.name) / "cluster.yaml"
         write_config(config, self._config)
-        self._command = [sys.executable, "-m", module, "--config", str(self._config), "--stop-with-stdin", *arguments]
+        run = [str(program)] if isinstance(program, Path) else ["-m", program]
+        self._command = [sys.executable, *run, "--config", str(self._config), "--stop-with-stdin", *arguments]
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         atexit.register(self.stop)
 
@@ -189,6 +195,21 @@ class LocalParties:
 
     def _log(self, rank: int) -> Path:
         return Path(self._folder.name) / f"party-{rank}.log"
+
+
+def end_with_stdin() -> threading.Thread:
+    """Have this process end when its standard input does: in a program that ``LocalParties`` runs.
+
+    A party that is done joins the thread that is returned; it would be taken for a failed one if it ended by itself.
+    """
+    thread = threading.Thread(target=_wait_for_end, daemon=True)
+    thread.start()
+    return thread
+
+
+def _wait_for_end() -> None:
+    sys.stdin.buffer.read()
+    os._exit(0)
 
 
 def _close(pipe: IO[bytes] | None) -> None:
