@@ -44,9 +44,10 @@ def check(model: nn.Module | None = None, *, stop: bool = True, tolerance: float
     one operation alone beyond its bound (encml/inspect/bounds.py has them).
 
     Needs all three parties in this process, and puts their shares together: no privacy. Raises UnsupportedOperation
-    with real parties. Results, masks, rounds and bytes are what they would be without it; several times slower. Values
-    shared before the block count as exact, and so does the rounding of what is shared inside, and the derivatives of
-    the few functions that are differentiated as a whole (cross-entropy, RMS norm, lengths of vectors).
+    with real parties. Results, masks, rounds and bytes are what they would be without it, but that nothing is put off:
+    an update of a parameter is looked at, and so worked out, at once. Several times slower. Values shared before the
+    block count as exact, and so does the rounding of what is shared inside, and the derivatives of the few functions
+    that are differentiated as a whole (cross-entropy, RMS norm, lengths of vectors).
     """
     places = Places(model)
     report = Report(classes=places.classes)
@@ -74,6 +75,7 @@ class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]  # PyTorch
         secrets = [x for x in tree_leaves((args, kwargs)) if isinstance(x, SharedTensor)]
         for x in secrets:
             _require_all_parties(x)
+            x.session.catch_up()
         if secrets and func not in SharedTensor.handlers:
             with self:  # composite operators arrive whole where autograd is off altogether: look at their parts
                 result = func.decompose(*args, **kwargs)
@@ -91,6 +93,7 @@ class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]  # PyTorch
         values = Opened(secrets, judge.shadows)
         shadows = {id(x): judge.shadows.of(x).clone() for x in secrets}
         result = func(*arguments[0], **arguments[1])
+        secrets[0].session.catch_up()
         new = _new_secrets(result, memories)
         new = {place: x for place, x in new.items() if id(x) not in written}
         if not new and not written:
@@ -125,6 +128,7 @@ class _Functions(TorchFunctionMode):
             return func(*args, **kwargs)
         for x in secrets:
             _require_all_parties(x)
+            x.session.catch_up()
         judge, operators = self._judge, self._operators
         memories = {memory_of(x) for x in secrets}
         values = Opened(secrets, judge.shadows)

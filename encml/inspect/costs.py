@@ -157,10 +157,12 @@ def profile(model: nn.Module | None = None, *, session: Session | None = None) -
     are those that this party sent.
 
     Yields ``Costs``; ``print(costs)`` shows the tree, forward and backward apart. No communication, and nothing is
-    revealed. What a module's products leave to be rounded later is booked where it is rounded.
+    revealed. What a module's products leave to be rounded later is booked where it is rounded; updates of parameters
+    where the first of them is looked at, as "update", or at the end of the block.
     """
     places = Places(model)
     session = session or _session_of(model)
+    session.catch_up()
     costs = Costs(places, session)
 
     def booked(operation: str, cost: Cost) -> None:
@@ -171,6 +173,7 @@ def profile(model: nn.Module | None = None, *, session: Session | None = None) -
     try:
         with places.followed():
             yield costs
+        session.catch_up()
     finally:
         session.ledger.listeners.remove(booked)
         costs.seconds = time.perf_counter() - start

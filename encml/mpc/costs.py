@@ -62,10 +62,15 @@ def _comparison(n: int, bits: int) -> int:
     return _plane(n) * (bits + 2 * (bits - 1) + PARTIES * carry_gates(bits)[0])
 
 
-def _truncation(n: int, shift: int) -> int:
-    """The dealt correction modulo 2^16, 2^32 or 2^64, two packed bits, and the resharing of a pair."""
+def _division(n: int, shift: int) -> int:
+    """The dealt correction modulo 2^16, 2^32 or 2^64, and two packed bits."""
     correction = 2 if shift <= 16 else 4 if shift <= 32 else 8
-    return correction * n + 2 * -(-n // 8) + 2 * _RING_BYTES * n
+    return correction * n + 2 * -(-n // 8)
+
+
+def _truncation(n: int, shift: int) -> int:
+    """A division, and the resharing of a pair."""
+    return _division(n, shift) + 2 * _RING_BYTES * n
 
 
 def _constant(rounds: int) -> Callable[[int], int]:
@@ -98,6 +103,21 @@ COSTS: Mapping[str, Declared] = MappingProxyType(
         "negative": _after_comparison("x < 0 as a shared bit", 0, 0),
         "positive": _after_comparison("x > 0 as a shared 0 or 1", 2, 3),
         "relu": _after_comparison("max(x, 0)", 2, 4),
+        "negative_rows": _after_comparison("x < 0 as a shared bit, for a product that was not reshared", 0, 2),
+        "select_rows": Declared(
+            "bit * product, divided by 2^shift",
+            _constant(3),
+            lambda n, m: _division(n, m) + 7 * _RING_BYTES * n,
+            "shift",
+            16,
+        ),
+        "scale_rows": Declared(
+            "product divided by 2^shift, times something public, divided by 2^shift",
+            _constant(4),
+            lambda n, m: 2 * _division(n, m) + 3 * _RING_BYTES * n,
+            "shift",
+            16,
+        ),
         "to_arithmetic": Declared("a shared bit to a shared 0 or 1", _constant(2), _elements(3)),
         "select": Declared("bit * x", _constant(2), _elements(4)),
     }

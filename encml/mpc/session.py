@@ -12,6 +12,7 @@ from types import TracebackType
 from encml.config.cluster import ClusterConfig, load_cluster
 from encml.errors import ConfigError
 from encml.mpc.coins import PublicCoins
+from encml.mpc.later import Later
 from encml.mpc.parties import Parties
 from encml.net.ledger import Ledger
 from encml.net.local import LocalTransport
@@ -48,6 +49,7 @@ class Session:
         self.fraction_bits = fraction_bits
         self.parties = Parties(transport, seed)
         self.coins = PublicCoins(self.parties)
+        self.later = Later(self.parties)
         self._tokens: list[Token[Session | None]] = []
 
     @classmethod
@@ -89,8 +91,14 @@ class Session:
                 self.close()
             raise
 
+    def catch_up(self) -> None:
+        """Work out what was put off, all of it in the same rounds; see ``encml.mpc.later``. Free if nothing was."""
+        if self.later:
+            with self.whole(), self.ledger.operation("update"):
+                self.later.catch_up()
+
     def close(self) -> None:
-        """End the session; idempotent."""
+        """End the session; idempotent. What was put off is not worked out any more; leaving a ``with`` block does."""
         self.parties.net.close()
 
     def __enter__(self) -> Session:
@@ -102,7 +110,11 @@ class Session:
     ) -> None:
         _current.reset(self._tokens.pop())
         if not self._tokens:
-            self.close()
+            try:
+                if error is None:
+                    self.catch_up()
+            finally:
+                self.close()
 
 
 def current_session() -> Session:

@@ -19,6 +19,7 @@ from encml.mpc.sharing import share_from
 from encml.tensor.functions import FUNCTIONS
 from encml.tensor.functions.traps import refuse_optimizer
 from encml.tensor.handlers.norms import FINER, finer_bits, prepare
+from encml.tensor.handlers.updates import PATIENT
 from encml.tensor.public import term
 from encml.tensor.saving import rebuild, reduce
 from encml.tensor.secret import Secret
@@ -29,6 +30,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 SharedTensor.handlers.update(HANDLERS)
 SharedTensor.functions.update(FUNCTIONS)
+SharedTensor.patient = PATIENT
 copyreg.pickle(SharedTensor, reduce)
 torch.serialization.add_safe_globals([rebuild])
 register_optimizer_step_pre_hook(refuse_optimizer)

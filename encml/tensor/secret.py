@@ -4,6 +4,9 @@ Rescale late. A product of two tensors at f fraction bits has 2f, and an average
 truncating at once, a secret keeps its count of fraction bits and, after a product, its unreshared additive rows; linear
 operations work on either. It is *settled* (replicated shares at f fraction bits or fewer) when an operation needs it:
 once, late, and on fewer elements where pooling came first.
+
+Put off. What an update of a parameter gives is not worked out before somebody looks, and then together with all other
+updates of the session (``put_off``, ``update_later``).
 """
 
 from __future__ import annotations
@@ -15,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from encml.errors import ProtocolError
+from encml.mpc.later import Job
 from encml.mpc.session import Session
 from encml.mpc.sharing import public
 from encml.mpc.truncation import truncate, truncate_rows
@@ -31,13 +36,40 @@ class _Cell:
     """The memory that a secret and its views share.
 
     ``facts``: what has been worked out about these contents (their signs, say), so that nothing is computed twice; gone
-    when they are written over.
+    when they are written over. ``maker``: the job that gives the contents, where that is put off: terms, fraction_bits
+    and pending are not there until then, and asking for them has it done. ``reader``: the last job that needs them.
     """
 
     terms: Tensor
     fraction_bits: int
     pending: bool
     facts: dict[str, Any] = field(default_factory=dict)
+    maker: Job | None = None
+    reader: Job | None = None
+    session: Session | None = None
+
+    @property
+    def made(self) -> bool:
+        """Whether the contents are there."""
+        return self.maker is None or self.maker.done
+
+    def taken(self) -> _Cell:
+        """Leave this without contents; a new cell has them."""
+        contents = _Cell(self.terms, self.fraction_bits, self.pending)
+        del self.terms, self.fraction_bits, self.pending
+        return contents
+
+    def fill(self, terms: Tensor, fraction_bits: int, pending: bool) -> None:
+        """Set the contents that were put off."""
+        self.terms, self.fraction_bits, self.pending = terms, fraction_bits, pending
+
+    def __getattr__(self, name: str) -> Any:  # only where a slot is empty
+        if name not in ("terms", "fraction_bits", "pending") or self.session is None:
+            raise AttributeError(name)
+        self.session.catch_up()
+        if not self.made:
+            raise ProtocolError("a value was asked for while it is being worked out in the same rounds")
+        return getattr(self, name)
 
 
 class Secret:
@@ -61,6 +93,8 @@ class Secret:
         self._seen = (terms, terms)
 
     def __repr__(self) -> str:
+        if not self.made:
+            return "Secret(put off)"
         state = "pending" if self.pending else "replicated"
         return f"Secret(shape={tuple(self.shape)}, fraction_bits={self.fraction_bits}, {state})"
 
@@ -107,8 +141,13 @@ class Secret:
 
     @property
     def made(self) -> bool:
-        """Whether there is a value; only a ``Deferred`` secret may be without one, and works it out when asked."""
-        return True
+        """Whether there is a value; where that is put off, or for a ``Deferred``, it is worked out when asked for."""
+        return self._cell.made
+
+    @property
+    def whole_memory(self) -> bool:
+        """Whether this is no view of a part of something, or in another order."""
+        return self._look is None
 
     @property
     def memory(self) -> Hashable:
@@ -195,6 +234,7 @@ class Secret:
 
     def overwrite(self, source: Secret) -> None:
         """Take the value of ``source``, settled and broadcast, in place: views and what this is a view of see it."""
+        self._let_readers_read()
         payload, cell = source.payload, self._cell
         same = self._look is None and source._look is None and memory_order(self.terms) == memory_order(source.terms)
         cell.facts = dict(source._cell.facts) if same and self.shape == source.shape else {}
@@ -208,6 +248,72 @@ class Secret:
         shift = self.fraction_bits - source.fraction_bits
         self.terms.copy_(_pad(payload << shift if shift else payload, self.terms.ndim))
 
+    def update_later(self, inputs: Sequence[Secret], f: Callable[[Secret], Secret]) -> None:
+        """``overwrite`` with f of what this holds now and of ``inputs``, once somebody looks. Views see it.
+
+        f may communicate, beside other updates; its result fits into this secret's shape. For secrets that are their
+        ``whole_memory``, and not among the inputs.
+        """
+        self._let_readers_read()
+        cell, session = self._cell, self.session
+        held: list[_Cell] = []
+
+        def do() -> None:
+            if not held:
+                held.append(cell.taken())
+            before = _on(session, held[0])
+            result = f(before)
+            payload = result.payload
+            terms = before.room(before.shape, before.terms.stride()[1:])
+            terms.copy_(_pad(payload, terms.ndim))
+            cell.fill(terms, result.fraction_bits, False)
+
+        maker = session.later.put_off(do, [cell.maker, *_jobs_before(inputs)])
+        if cell.made:
+            held.append(cell.taken())
+        cell.maker, cell.session, cell.facts = maker, session, {}
+        for value in inputs:
+            value._cell.reader = maker
+
+    def _let_readers_read(self) -> None:
+        """Before this is written over, whatever was put off and needs what it holds now is done."""
+        reader = self._cell.reader
+        if reader is not None and not reader.done:
+            self.session.catch_up()
+
+
+def put_off(session: Session, inputs: Sequence[Secret], make: Callable[[], Secret]) -> Secret:
+    """What ``make`` gives of ``inputs``, once somebody looks; it may communicate, beside other jobs."""
+    cell = _Cell(_NOTHING, 0, False)
+    cell.taken()
+
+    def do() -> None:
+        made = make()
+        cell.fill(made.terms, made.fraction_bits, made.pending)
+
+    cell.maker, cell.session = session.later.put_off(do, _jobs_before(inputs)), session
+    for value in inputs:
+        value._cell.reader = cell.maker
+    return _on(session, cell)
+
+
+def _jobs_before(inputs: Sequence[Secret]) -> list[Job | None]:
+    """What must be done before a job reads ``inputs``; two that settle the same do so one after the other."""
+    makers = [value._cell.maker for value in inputs]
+    readers = [value._cell.reader for value in inputs if not (value.made and not value.pending and value.excess <= 0)]
+    return makers + readers
+
+
+def _on(session: Session, cell: _Cell) -> Secret:
+    """A secret that is all that a cell holds."""
+    result = Secret.__new__(Secret)
+    result.session, result._cell, result._look = session, cell, None
+    result._seen = (_NOTHING, _NOTHING)
+    return result
+
+
+_NOTHING = torch.empty(0)
+
 
 class Deferred(Secret):
     """A secret that is worked out when it is first used: what most programs never look at costs them nothing."""
@@ -220,7 +326,7 @@ class Deferred(Secret):
         self._made: _Cell | None = None
         self._facts: dict[str, Any] = {}
         self._look = None
-        self._seen = (torch.empty(0), torch.empty(0))
+        self._seen = (_NOTHING, _NOTHING)
 
     def __repr__(self) -> str:
         return super().__repr__() if self._made else "Deferred()"
@@ -228,7 +334,7 @@ class Deferred(Secret):
     @property
     def made(self) -> bool:
         """See ``Secret.made``."""
-        return self._made is not None
+        return self._made is not None and self._made.made
 
     @property
     def _cell(self) -> _Cell:  # type: ignore[override]  # a slot of the base

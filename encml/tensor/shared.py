@@ -44,6 +44,8 @@ class SharedTensor(torch.Tensor):
     """aten operator -> its secret-shared version; filled from encml.tensor.table."""
     functions: ClassVar[dict[Any, Callable[..., Any]]] = {}
     """Python-level torch function -> its secret-shared version, for what must be caught above autograd."""
+    patient: ClassVar[frozenset[Any]] = frozenset()
+    """aten operators before which nothing that was put off is worked out."""
 
     @staticmethod
     def __new__(cls, secret: Secret, dtype: torch.dtype = torch.float32, requires_grad: bool = False) -> SharedTensor:
@@ -92,6 +94,7 @@ class SharedTensor(torch.Tensor):
     ) -> Any:
         own = cls.functions.get(func)
         if own is not None:
+            catch_up((*args, *(kwargs or {}).values()))
             return own(*args, **(kwargs or {}))
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **(kwargs or {}))
@@ -118,6 +121,8 @@ class SharedTensor(torch.Tensor):
         kwargs = kwargs or {}
         if handler is not None:
             session = _session_of((*args, *kwargs.values()))
+            if session.later and func not in cls.patient:
+                session.catch_up()
             with session.whole(), session.ledger.operation(func._schema.name.removeprefix("aten::")):
                 return handler(*args, **kwargs)
         # Where autograd is off altogether (inference mode), composite operators arrive whole.
@@ -178,6 +183,24 @@ def secret(tensor: Tensor) -> Secret:
     if not isinstance(tensor, SharedTensor):
         raise SecretError(f"a plain tensor of shape {tuple(tensor.shape)} stands where a SharedTensor is needed")
     return tensor._secret
+
+
+def around(value: Secret, like: Tensor, dtype: torch.dtype) -> SharedTensor:
+    """A SharedTensor of the shape and strides of ``like`` around a secret that need not be there yet."""
+    tensor: Any = torch.Tensor._make_wrapper_subclass(
+        SharedTensor, like.shape, strides=like.stride(), dtype=dtype, device=like.device
+    )
+    tensor._secret = value
+    result: SharedTensor = tensor
+    return result
+
+
+def catch_up(arguments: Sequence[Any]) -> None:
+    """Work out what was put off in the sessions of the SharedTensors among the arguments."""
+    for argument in arguments:
+        for item in argument if isinstance(argument, list | tuple) else (argument,):
+            if isinstance(item, SharedTensor):
+                item._secret.session.catch_up()
 
 
 def _session_of(arguments: Sequence[Any]) -> Session:

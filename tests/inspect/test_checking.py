@@ -77,14 +77,28 @@ def test_checking_changes_nothing() -> None:
             x, y = encml.share(batch(1, 1, 28, 28)), encml.share(batch(1, 10))
             if checked:
                 with encml.check(model):
-                    train(model, x, y, steps=1)
+                    F.mse_loss(model(x), y).backward()
             else:
-                train(model, x, y, steps=1)
+                F.mse_loss(model(x), y).backward()
             total = session.ledger.total
-            found.append(([secret(p).terms for p in model.parameters()], total.rounds, total.sent))  # type: ignore[arg-type]
+            gradients = [secret(p.grad).terms for p in model.parameters() if p.grad is not None]
+            found.append((gradients, total.rounds, total.sent))
     (plain, *cost), (checked_terms, *checked_cost) = found
     assert cost == checked_cost
+    assert len(plain) == 8
     assert all(torch.equal(a, b) for a, b in zip(plain, checked_terms, strict=True))
+
+
+def test_updates_are_checked_one_by_one() -> None:
+    """What is put off outside is looked at inside, where and when it is written."""
+    model = encml.share(perceptron())
+    x, y = encml.share(batch(6, 20)), encml.share(batch(6, 4))
+    train(model, x, y, steps=1)
+    with encml.check(model, stop=False) as report:
+        train(model, x, y, steps=1)
+        with torch.no_grad():
+            model[0].weight.add_(model[0].weight * 2.0**20, alpha=2.0**29 + 0.5)
+    assert [(finding.kind, finding.operation) for finding in report.findings] == [("overflow", "add_")]
 
 
 def test_views_and_writes_in_place_keep_step() -> None:

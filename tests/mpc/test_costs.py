@@ -14,6 +14,7 @@ from encml.mpc.comparison import SecretBits, invert, negative, select, to_arithm
 from encml.mpc.costs import COSTS, carry_gates
 from encml.mpc.multiplication import and_bits, product
 from encml.mpc.parties import Parties
+from encml.mpc.pending import negative_rows, scale_rows, select_rows
 from encml.mpc.truncation import truncate, truncate_rows
 
 Run = Callable[[Parties, Tensor, SecretBits, int], object]
@@ -41,6 +42,9 @@ RUNS: dict[str, Run] = {
     "negative": lambda p, x, b, w: negative(p, x, w),
     "positive": lambda p, x, b, w: positive(p, x, w),
     "relu": lambda p, x, b, w: relu(p, x, w),
+    "negative_rows": lambda p, x, b, w: negative_rows(p, product(p, torch.mul, x, x), w),
+    "select_rows": lambda p, x, b, w: select_rows(p, b, product(p, torch.mul, x, x), w),
+    "scale_rows": lambda p, x, b, w: scale_rows(p, product(p, torch.mul, x, x), w, 3, w),
     "to_arithmetic": lambda p, x, b, w: to_arithmetic(p, b),
     "select": lambda p, x, b, w: select(p, b, x),
 }

@@ -7,6 +7,7 @@ that its receiver knows, and asserts that the same test finds it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,14 +16,17 @@ from party_views import ALARM, Case, Frozen, Inputs, N, Nibbles, Tamper, leaks, 
 from plain_ring import wrap
 from torch import Tensor
 
-from encml.mpc import dealing, sharing
+from encml.mpc import dealing, pending, sharing
 from encml.mpc.circuits import any_above, bits_at, one_hot
 from encml.mpc.comparison import invert, negative, select, to_arithmetic
 from encml.mpc.functions.exponent import exponents
 from encml.mpc.lookup import lookup
 from encml.mpc.multiplication import and_bits, product
 from encml.mpc.parties import Parties, known
+from encml.mpc.pending import negative_rows, scale_rows, select_rows
 from encml.mpc.truncation import truncate, truncate_rows
+from encml.net.local import LocalTransport
+from encml.ring.bits import unpack_bits
 from encml.ring.prg import KeyStream
 
 RING = ((0,), (2**62 - 2**20 - 1,), (-(2**61) - 0x123456789ABCDEF,))
@@ -41,6 +45,10 @@ def two_products(parties: Parties, inputs: Inputs) -> None:
 
 def truncated_product(m: int) -> Callable[[Parties, Inputs], Tensor]:
     return lambda p, i: truncate_rows(p, product(p, torch.mul, i.payload(0), i.payload(1)), m)
+
+
+def rows_of(parties: Parties, inputs: Inputs) -> Tensor:
+    return product(parties, torch.mul, inputs.payload(0), inputs.payload(1))
 
 
 def refresh(parties: Parties, inputs: Inputs) -> None:
@@ -99,6 +107,23 @@ CASES: dict[str, Case] = {
     "to arithmetic": Case(lambda p, i: to_arithmetic(p, i.bits(0)), BITS, ("masks", *PAIR)),
     "select": Case(
         lambda p, i: select(p, i.bits(0), i.payload(1)), ((0, 5), (1, 5), (1, -(2**60)), (0, 2**61)), ("masks", *PAIR)
+    ),
+    "compare a product": Case(
+        lambda p, i: negative_rows(p, rows_of(p, i), 16),
+        FACTORS,
+        ("zero", "s0", *PAIR, *(f"level {k}" for k in range(1, 5))),
+    ),
+    "select from a product": Case(
+        lambda p, i: select_rows(p, i.bits(2), rows_of(p, i), 16),
+        ((0, 0, 1), (*FACTORS[1], 0), (*FACTORS[1], 1), (*FACTORS[2], 1)),
+        ("zero", "masks", *DEAL, *PAIR),
+        unneeded=DEAL,
+    ),
+    "truncate a product twice": Case(
+        lambda p, i: scale_rows(p, rows_of(p, i), 20, 6 * 2**10, 16),
+        FACTORS,
+        ("zero", *DEAL, *(f"{name} 2" for name in DEAL), "split", *PAIR),
+        unneeded=(*(f"{name} 2" for name in DEAL), "split"),
     ),
     "look-up": Case(
         lambda p, i: lookup(p, both_planes(i), N, [[2**40 + 1, -7], [3, 5], [0, 2**62]], "test"),
@@ -217,6 +242,38 @@ def test_every_mask_drawn_is_among_those_taken_out(name: str) -> None:
 
     received(CASES[name], 2, 0, 0, count)
     assert drawn == len(CASES[name].draws)
+
+
+@pytest.mark.parametrize("name", ["select from a product", "truncate a product twice"])
+def test_a_bit_opened_beside_a_term_is_masked_by_a_dealt_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each term of a division depends on messages as a whole, and no pair of half-bytes shows that a bit opened about
+    the other one needs a mask of its own. So they are met with the terms here: for x = 0 either tells the other."""
+    opened: list[tuple[Tensor, Tensor, Tensor]] = []
+    divided = pending._Division.divided
+
+    def recorded(self: Any, c1: Tensor, e: Tensor, d: Tensor) -> Any:
+        small = [(term ^ (term << 1)) >= 0 for term in self._terms]
+        opened.append((unpack_bits(e, N) ^ small[1], unpack_bits(d, N) ^ small[0], c1 == 0))
+        return divided(self, c1, e, d)
+
+    monkeypatch.setattr(pending._Division, "divided", recorded)
+    case = CASES[name]
+    first = case.draws.index("a 2") if "a 2" in case.draws else case.draws.index("a")
+
+    def far_from_even(tamper: Tamper | None) -> list[bool]:
+        opened.clear()
+        parties = Parties(LocalTransport(), seed=1)
+        if tamper is not None:
+            tamper(parties)
+        case.run(parties, Inputs(parties, 0, case.secrets[0]))
+        e, d, zero = (bits.double().mean() for bits in opened[-1])
+        return [abs(float(e) - 0.5) > 0.1, abs(float(d) - 0.5) > 0.1, float(zero) > 0.1]
+
+    assert far_from_even(None) == [False] * 3
+    noticed = [far_from_even(tampered(first + k, 0)) for k in range(3)]
+    assert noticed[0][0]
+    assert noticed[1][2]
+    assert noticed[2][1]
 
 
 def test_a_mask_used_twice_is_noticed() -> None:

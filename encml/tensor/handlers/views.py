@@ -11,8 +11,7 @@ from torch import Tensor
 
 from encml.errors import UnsupportedOperation
 from encml.tensor.handlers.common import as_secret, axis, session_of, wrap, write
-from encml.tensor.secret import Secret
-from encml.tensor.shared import SharedTensor, secret
+from encml.tensor.shared import SharedTensor, around, secret
 
 
 def _viewed(x: SharedTensor, look: Callable[[Tensor], Tensor]) -> SharedTensor:
@@ -24,10 +23,7 @@ def same(x: SharedTensor) -> SharedTensor:
     held = secret(x)
     if held.made:
         return wrap(held, x.dtype)
-    blank = torch.empty_strided((1, *x.shape), (1, *x.stride()), dtype=torch.int64)
-    result = wrap(Secret(x.session, 0, payload=blank), x.dtype)
-    result._secret = held
-    return result
+    return around(held, x, x.dtype)
 
 
 def view(x: SharedTensor, size: Sequence[int]) -> SharedTensor:

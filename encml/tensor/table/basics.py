@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from encml.ring import kernels
-from encml.tensor.handlers import algebra, arithmetic, compare, copies, creation, linear, logic, lookup, losses
+from encml.tensor.handlers import algebra, arithmetic, compare, copies, creation, linear, logic, lookup, losses, updates
 from encml.tensor.handlers.common import in_place
 from encml.tensor.refusals import refuse_values
 
@@ -28,7 +28,7 @@ HANDLERS: dict[Any, Callable[..., Any]] = {
     aten.new_full.default: creation.new_full,
     aten.new_empty_strided.default: creation.new_empty_strided,
     # Arithmetic
-    aten.add.Tensor: arithmetic.add,
+    aten.add.Tensor: updates.weighted_sum,
     aten.add.Scalar: arithmetic.add,
     aten.sub.Tensor: arithmetic.sub,
     aten.sub.Scalar: arithmetic.sub,
@@ -105,6 +105,10 @@ HANDLERS: dict[Any, Callable[..., Any]] = {
     aten.threshold_backward.default: compare.threshold_backward,
     aten.mse_loss.default: losses.mse_loss,
     aten.mse_loss_backward.default: losses.mse_loss_backward,
+    # In place, put off
+    aten.add_.Tensor: updates.add_,
+    aten.sub_.Tensor: updates.sub_,
+    aten.mul_.Tensor: updates.mul_,
     # In place, where another operator's name or arguments keep table/contents.py from finding the form
     aten.copy_.default: copies.copy_,
     aten.fill_.Scalar: copies.fill_,

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from encml.tensor.handlers import copies, lookup, rounding, views
+from encml.tensor.handlers import copies, lookup, rounding, updates, views
 from encml.tensor.handlers.copies import each_term, join, moved
 from encml.tensor.handlers.lookup import by_index
 from encml.tensor.handlers.views import copied, written
@@ -77,7 +77,7 @@ HANDLERS: dict[Any, Callable[..., Any]] = {
     aten.diagonal_backward.default: each_term(aten.diagonal_backward.default),
     aten.unfold_backward.default: each_term(aten.unfold_backward.default),
     # Copies and linear rearrangements
-    aten.clone.default: copies.clone,
+    aten.clone.default: updates.copied,
     aten.conj_physical.default: copies.clone,
     aten._to_copy.default: rounding.to_copy,
     aten.nan_to_num.default: copies.number,
