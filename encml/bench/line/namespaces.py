@@ -55,7 +55,9 @@ def enter() -> None:
         Path("/proc/self/uid_map").write_text(f"0 {user} 1")
         Path("/proc/self/gid_map").write_text(f"0 {group} 1")
     except OSError as error:
-        raise ConfigError(f"a line needs network namespaces: {error.filename}: {error.strerror}; run as root") from None
+        raise ConfigError(
+            f"a line needs network namespaces: this process's user cannot be mapped ({error.strerror}); run as root"
+        ) from None
 
 
 def open_device(rank: int) -> int:

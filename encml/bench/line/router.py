@@ -73,7 +73,7 @@ def wire_bytes(packet: bytes) -> int:
     """What a packet of the device takes on the wire: each of its segments has headers of its own."""
     header, segment = _LENGTHS.unpack_from(packet, 2)
     size = len(packet) - VNET_BYTES
-    segments = -(-(size - header) // segment) if segment else 1
+    segments = max(1, -(-(size - header) // segment)) if segment else 1
     return int(size + (segments - 1) * header)
 
 
