@@ -15,7 +15,7 @@ import typer
 from pydantic import BaseModel
 
 from encml.cli.app import app
-from encml.config import ClusterConfig, ExperimentConfig, load_cluster, load_yaml
+from encml.config import ClusterConfig, ExperimentConfig, TrainingConfig, load_cluster, load_experiment
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -51,7 +51,7 @@ def test_yaml_blocks_are_valid(document: Path, tmp_path: Path) -> None:
         if text.startswith("parties:"):
             load_cluster(path)
         else:
-            load_yaml(path, ExperimentConfig)
+            load_experiment(path)
 
 
 def commands(document: Path) -> list[list[str]]:
@@ -94,7 +94,7 @@ def fields(kind: object) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("kind", [ExperimentConfig, ClusterConfig])
+@pytest.mark.parametrize("kind", [ExperimentConfig, TrainingConfig, ClusterConfig])
 def test_every_key_is_documented(kind: type[BaseModel]) -> None:
     text = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
     assert [name for name in sorted(fields(kind)) if not re.search(rf"\b{name}\b", text)] == []

@@ -11,13 +11,12 @@ from rich.console import Console
 
 from encml.cli.late import error_console
 from encml.cli.terminal import BarDisplay, summary_table
-from encml.config import ExperimentConfig, load_experiment
+from encml.config import AnyExperiment, load_experiment
 from encml.errors import ConfigError
 from encml.experiment.display import Display
 from encml.experiment.folder import REPORT, RunFolder, digest
-from encml.experiment.metrics import Metrics, encml_version
-from encml.experiment.report import make_report
-from encml.experiment.runner import run_experiment
+from encml.experiment.metrics import encml_version
+from encml.experiment.run import AnyMetrics, make_report, run_experiment
 
 _log = logging.getLogger(__name__)
 
@@ -42,7 +41,7 @@ def report(folder: Path) -> None:
     typer.echo(make_report(folder))
 
 
-def _run(folder: RunFolder) -> Metrics:
+def _run(folder: RunFolder) -> AnyMetrics:
     if not error_console.is_terminal:
         return run_experiment(folder, Display(), encml_version())
     with BarDisplay(error_console) as display:
@@ -75,7 +74,7 @@ def _folder(
     return folder
 
 
-def _config(config_file: Path, assignments: Sequence[str], output: Path | None) -> ExperimentConfig:
+def _config(config_file: Path, assignments: Sequence[str], output: Path | None) -> AnyExperiment:
     config = load_experiment(config_file, assignments)
     if output is None:
         return config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Self
@@ -21,8 +22,11 @@ from rich.table import Table
 from rich.text import Text
 
 from encml.experiment.display import Display, round_text
-from encml.experiment.metrics import Metrics, Round
+from encml.experiment.metrics import Batch, Metrics, Round
+from encml.experiment.run import AnyMetrics
 from encml.experiment.text import bytes_text, milliseconds_text, seconds_text
+from encml.experiment.training.metrics import TrainingMetrics
+from encml.experiment.training.report import accuracy_text, predictions_text, step_text
 from encml.privacy.text import delta_text, epsilon_text
 
 
@@ -73,6 +77,10 @@ class BarDisplay(Display):
         state = round_text(record, rounds).partition(": ")[2]
         self._bar("Rounds", record.round, rounds, state=state, left=seconds_left)
 
+    def steps(self, name: str, done: int, total: int, state: str = "", seconds_left: float | None = None) -> None:
+        """See ``Display.steps``."""
+        self._bar(name, done, total, state=state, left=seconds_left)
+
     def images(self, done: int, total: int, batch_size: int) -> None:
         """See ``Display.images``."""
         self._bar("Private images", done, total, state=f"batches of {batch_size}")
@@ -96,14 +104,14 @@ class _Remaining(ProgressColumn):
         return Text("" if left is None else f"{seconds_text(left)} left", style="progress.remaining")
 
 
-def summary_table(metrics: Metrics) -> Table:
+def summary_table(metrics: AnyMetrics) -> Table:
     """The run's figures as a table of two columns."""
     table = Table(
         title=f"{metrics.experiment}: done in {seconds_text(sum(metrics.seconds.values()))}", show_header=False
     )
     table.add_column(style="bold")
     table.add_column()
-    for name, text in _lines(metrics):
+    for name, text in _training_lines(metrics) if isinstance(metrics, TrainingMetrics) else _lines(metrics):
         table.add_row(name, text)
     return table
 
@@ -125,12 +133,28 @@ def _lines(metrics: Metrics) -> list[tuple[str, str]]:
                 f"accuracy {100 * inference.accuracy:.2f} %",
             )
         )
-        lines += [
-            (
-                f"Batch of {batch.batch_size}",
-                f"{milliseconds_text(batch.ms_per_image)} an image; {batch.rounds} rounds and "
-                f"{bytes_text(batch.bytes_per_party)} a party for each request",
-            )
-            for batch in inference.batches
-        ]
+        lines += _batches(inference.batches)
     return lines
+
+
+def _training_lines(metrics: TrainingMetrics) -> list[tuple[str, str]]:
+    lines = [("Data", metrics.source), ("Accuracy", accuracy_text(metrics)), ("A step", step_text(metrics))]
+    if metrics.privacy.epsilon is not None:
+        epsilon, delta = epsilon_text(metrics.privacy.epsilon), delta_text(metrics.privacy.delta or 0.0)
+        lines.append(("Epsilon", f"{epsilon} at δ = {delta}"))
+    lines.append(("Protects", metrics.privacy.sentence))
+    if metrics.predictions is not None:
+        lines.append(("Private predictions", predictions_text(metrics.predictions)))
+        lines += _batches(metrics.predictions.batches)
+    return lines
+
+
+def _batches(batches: Iterable[Batch]) -> list[tuple[str, str]]:
+    return [
+        (
+            f"Batch of {batch.batch_size}",
+            f"{milliseconds_text(batch.ms_per_image)} an image; {batch.rounds} rounds and "
+            f"{bytes_text(batch.bytes_per_party)} a party for each request",
+        )
+        for batch in batches
+    ]

@@ -68,9 +68,7 @@ def clients_chart(rounds: Sequence[int], accepted: Sequence[int], failed: Sequen
         axes.bar(
             rounds, failed, bottom=accepted, color=_ORANGE, width=0.75, hatch="////", edgecolor=_INK, label="left out"
         )
-        axes.legend(
-            frameon=False, labelcolor=_INK, ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.1
-        )
+        _legend(axes)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlim(rounds[0] - 0.6, rounds[-1] + 0.6)
     return _svg(figure, "Clients accepted and left out by round")
@@ -85,11 +83,59 @@ def seconds_chart(rounds: Sequence[int], seconds: Sequence[float]) -> str:
     return _svg(figure, "Seconds by round")
 
 
-def _figure() -> tuple[Figure, Axes]:
+Curve = Sequence[tuple[int, float]]
+"""Step and value."""
+
+
+def accuracy_curves(secret: Curve, plain: Curve) -> str:
+    """Accuracy (0 to 1) by step, on secrets beside plaintext (empty: alone), as inline SVG."""
+    figure, axes = _figure("step")
+    _curves(axes, secret, plain)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
+    low = min(value for _, value in [*secret, *plain])
+    axes.set_ylim(max(0.0, low - 0.08 * (1 - low)), 1.0)
+    if secret:
+        _annotate(axes, [step for step, _ in secret], [value for _, value in secret], f"{100 * secret[-1][1]:.2f} %")
+    return _svg(figure, "Accuracy on the test images by step")
+
+
+def loss_curves(secret: Curve, plain: Curve) -> str:
+    """The loss of a step's batch by step, on secrets beside plaintext (empty: alone), as inline SVG."""
+    figure, axes = _figure("step")
+    _curves(axes, secret, plain)
+    axes.set_ylim(0, 1.05 * max(value for _, value in [*secret, *plain]))
+    return _svg(figure, "Loss of the batch by step")
+
+
+def _curves(axes: Axes, secret: Curve, plain: Curve) -> None:
+    for curve, colour, style, name in ((plain, _ORANGE, "--", "in plaintext"), (secret, _BLUE, "-", "on secrets")):
+        if curve:
+            axes.plot(
+                [step for step, _ in curve],
+                [value for _, value in curve],
+                color=colour,
+                linestyle=style,
+                linewidth=2 if len(curve) < 40 else 1.2,
+                marker="o",
+                markersize=3.5 if len(curve) < 40 else 0,
+                label=name,
+            )
+    axes.set_xlim(left=0)
+    axes.legend(
+        frameon=False, labelcolor=_INK, ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.1
+    )
+
+
+def _legend(axes: Axes) -> None:
+    place: Any = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0)}
+    axes.legend(frameon=False, labelcolor=_INK, ncols=2, borderaxespad=0.1, **place)
+
+
+def _figure(across: str = "round") -> tuple[Figure, Axes]:
     with rc_context(_STYLE):
         figure = Figure(figsize=(4.6, 2.5), layout="constrained")
         axes: Axes = figure.subplots()
-    axes.set_xlabel("round")
+    axes.set_xlabel(across)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
     return figure, axes
 

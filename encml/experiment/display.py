@@ -37,6 +37,18 @@ class Display:
         left = f", {seconds_text(seconds_left)} left" if record.round < rounds else ""
         _log.info("%s%s", round_text(record, rounds), left)
 
+    def steps(self, name: str, done: int, total: int, state: str = "", seconds_left: float | None = None) -> None:
+        """``done`` of ``total`` steps of a training are done; ``state`` says what was revealed of it."""
+        now = time.monotonic()
+        if done == total or now - self._told > _SECONDS:
+            self._told = now
+            left = "" if seconds_left is None or done == total else f"{seconds_text(seconds_left)} left"
+            _log.info("%s", ", ".join(part for part in (f"{name.lower()} {done}/{total}", state, left) if part))
+
+    def accuracy(self, step: int, steps: int, share: float) -> None:
+        """After ``step`` of ``steps`` steps this share of the test rows is right."""
+        _log.info("step %d/%d: accuracy %.2f %%", step, steps, 100 * share)
+
     def images(self, done: int, total: int, batch_size: int) -> None:
         """``done`` of ``total`` images have been classified privately in batches of ``batch_size``."""
         now = time.monotonic()

@@ -4,7 +4,8 @@
 |---|---|
 | config.yaml | the resolved configuration |
 | run.json | when the run began, with which version and configuration |
-| checkpoint.pt | after every round: model, optimizer, accountant, history; removed at the end |
+| checkpoint.pt | federated: after every round model, optimizer, accountant, history; removed at the end |
+| party-<i>/, in-process/ | encrypted training: what a party keeps, see ``encml.experiment.training.checkpoints`` |
 | model/party-<i>.safetensors | the trained model's shares, one file a party |
 | classified.safetensors | images of the private inference for the report, with labels and predictions |
 | report.html | the report |
@@ -34,7 +35,7 @@ from typing import Any, BinaryIO, Self
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from encml.config import ExperimentConfig, dump_yaml, load_experiment
+from encml.config import AnyExperiment, dump_yaml, load_experiment
 from encml.errors import ConfigError, EncmlError
 from encml.experiment.files import remove_unfinished, write_file, write_folder
 
@@ -61,7 +62,7 @@ class _Run(BaseModel):
 class RunFolder:
     """A run's folder, locked for this process until ``close``; make one with ``create``, ``resume`` or ``find``."""
 
-    def __init__(self, path: Path, config: ExperimentConfig, started: datetime, lock: BinaryIO) -> None:
+    def __init__(self, path: Path, config: AnyExperiment, started: datetime, lock: BinaryIO) -> None:
         self.path = path
         self.config = config
         self.started = started
@@ -81,7 +82,7 @@ class RunFolder:
         self._lock.close()
 
     @classmethod
-    def create(cls, config: ExperimentConfig, version: str) -> RunFolder:
+    def create(cls, config: AnyExperiment, version: str) -> RunFolder:
         """Make ``<output.folder>/<experiment>-<YYYYmmdd-HHMMSS>`` with its configuration in it; it appears complete.
 
         Raises EncmlError where that cannot be written.
@@ -124,7 +125,7 @@ class RunFolder:
         return cls(path, config, run.started, lock)
 
     @classmethod
-    def find(cls, config: ExperimentConfig, version: str) -> RunFolder | None:
+    def find(cls, config: AnyExperiment, version: str) -> RunFolder | None:
         """The latest unfinished run of this very configuration that nobody works on, opened; None if there is none."""
         wanted, candidates = digest(config), []
         for path in config.output.folder.glob(f"{config.experiment}-*"):
@@ -177,13 +178,13 @@ class RunFolder:
         (self.path / CHECKPOINT).unlink(missing_ok=True)
 
 
-def digest(config: ExperimentConfig) -> str:
+def digest(config: AnyExperiment) -> str:
     """What identifies an experiment: SHA-256 over its resolved configuration, the place of its results left out."""
     values = config.model_dump(mode="json", exclude={"output"})
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def read_config(path: Path) -> ExperimentConfig:
+def read_config(path: Path) -> AnyExperiment:
     """The resolved configuration of the run in ``path``. Raises ConfigError."""
     _read_run(path)
     return load_experiment(path / CONFIG)

@@ -19,7 +19,7 @@ from encml.net.ledger import Cost
 from encml.serving import Client, Cluster
 from encml.tensor import share
 
-_REQUESTS = 20
+REQUESTS = 20
 """So many requests are measured at each batch size but the largest, at which all images are classified."""
 
 Query = Callable[[Tensor], tuple[Tensor, Cost]]
@@ -61,9 +61,9 @@ def classify(
     with _parties(config, model, shares, display, phase) as query:
         display.phase(f"private inference on {len(images)} test images")
         for size in sorted(set(config.batch_sizes)):
-            chosen = images if size == largest else images[: size * _REQUESTS]
+            chosen = images if size == largest else images[: size * REQUESTS]
             with phase("Private inference"):
-                predicted, batch = _measure(query, chosen, size, display)
+                predicted, batch = measure(query, chosen, size, display)
             same[: len(predicted)] &= predicted == plain[: len(predicted)]
             batches.append(batch)
     with phase("Counting by operation"):
@@ -80,7 +80,7 @@ def classify(
     return Classified(record, predicted)
 
 
-def _measure(query: Query, images: Tensor, size: int, display: Display) -> tuple[Tensor, Batch]:
+def measure(query: Query, images: Tensor, size: int, display: Display) -> tuple[Tensor, Batch]:
     """Classes of the images, in requests of ``size``, and what a request of that size costs."""
     _, cost = query(images[:size])
     found: list[Tensor] = []
@@ -104,12 +104,19 @@ def _measure(query: Query, images: Tensor, size: int, display: Display) -> tuple
 def _parties(
     config: InferenceConfig, model: nn.Module, shares: Path, display: Display, phase: Phase
 ) -> Iterator[Query]:
-    """The three parties with the model among them; processes are stopped at the end, whatever ends it."""
+    """The three parties with the model among them."""
     if config.transport == "in_process":
         session = Session()
         shared = share(model, session=session)
         yield lambda images: _ask(shared, session, images)
         return
+    with party_processes(config, shares, display, phase) as query:
+        yield query
+
+
+@contextmanager
+def party_processes(config: InferenceConfig, shares: Path, display: Display, phase: Phase) -> Iterator[Query]:
+    """Three processes that serve the model whose shares lie in ``shares``; stopped at the end, whatever ends it."""
     display.phase("starting three parties")
     cluster = Cluster.local(timeout=config.timeout)
     try:

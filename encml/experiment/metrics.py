@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -151,14 +151,17 @@ class Metrics(Record):
     environment: Environment
 
 
-def read_metrics(path: Path) -> Metrics:
+M = TypeVar("M", bound=Record)
+
+
+def read_metrics(path: Path, kind: type[M]) -> M:
     """The figures of the finished run in ``path``.
 
     Raises ConfigError where that is no run's folder, the run is not finished, or the file is damaged.
     """
     read_config(path)
     try:
-        return Metrics.model_validate_json((path / METRICS).read_bytes())
+        return kind.model_validate_json((path / METRICS).read_bytes())
     except FileNotFoundError:
         raise ConfigError(
             f"{path}: this run is not finished (no {METRICS}); go on with: encml run --resume {path}"

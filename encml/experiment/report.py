@@ -6,12 +6,10 @@ import base64
 import io
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from matplotlib.image import imsave
 from safetensors import SafetensorError
@@ -21,9 +19,9 @@ from torch import Tensor
 
 from encml.errors import ConfigError
 from encml.experiment.charts import accuracy_chart, clients_chart, epsilon_chart, seconds_chart
-from encml.experiment.files import write_file
-from encml.experiment.folder import CLASSIFIED, CONFIG, REPORT
-from encml.experiment.metrics import Inference, Metrics, OperationCost, Round, read_metrics
+from encml.experiment.folder import CLASSIFIED
+from encml.experiment.metrics import Metrics, Round
+from encml.experiment.page import batch_rows, figure, operation_table, page
 from encml.experiment.text import (
     bytes_text,
     inference_sentence,
@@ -34,8 +32,6 @@ from encml.privacy.text import delta_text, epsilon_text
 
 FIRST_IMAGES = 40
 """So many of the first test images are shown, and at most so many of those that came out wrong."""
-
-_OPERATIONS = 12
 
 
 def select_images(images: Tensor, labels: Tensor, predicted: Tensor) -> bytes:
@@ -54,69 +50,49 @@ def select_images(images: Tensor, labels: Tensor, predicted: Tensor) -> bytes:
     return content
 
 
-def make_report(path: Path) -> Path:
-    """Write the report of the finished run in ``path`` (anew); returns its path. Raises ConfigError."""
-    metrics = read_metrics(path)
-    write_file(path / REPORT, render(metrics, path).encode())
-    return path / REPORT
-
-
 def render(metrics: Metrics, path: Path) -> str:
     """The report's HTML, from the figures and what else lies in the run's folder. Raises ConfigError."""
-    source = (files("encml.experiment") / "report.html.j2").read_text(encoding="utf-8")
-    template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    longest = max(metrics.seconds.values(), default=0.0) or 1.0
-    return template.from_string(source).render(
-        title=f"{metrics.experiment}: encml run report",
-        metrics=metrics,
-        when=f"{metrics.started.astimezone():%d %B %Y, %H:%M}",
+    return page(
+        "report.html.j2",
+        metrics,
+        path,
         headline=_headline(metrics),
+        operations=_operations(metrics),
         charts=_charts(metrics.rounds),
         failures=_failures(metrics.rounds),
         inference_sentence=inference_sentence(metrics.inference) if metrics.inference else "",
-        batches=_batches(metrics.inference) if metrics.inference else [],
+        batches=batch_rows(metrics.inference.batches) if metrics.inference else [],
         images=_images(path / CLASSIFIED) if metrics.inference else [],
-        phases=[
-            {"name": name, "seconds": seconds_text(value), "width": round(100 * value / longest, 1)}
-            for name, value in metrics.seconds.items()
-        ],
-        total_seconds=seconds_text(sum(metrics.seconds.values())),
-        operations=_operations(metrics),
-        config=_read_text(path / CONFIG),
     )
 
 
 def _headline(metrics: Metrics) -> list[dict[str, str]]:
     privacy, inference = metrics.privacy, metrics.inference
-    figures = [_figure("Accuracy", f"{100 * metrics.accuracy:.2f} %", f"{metrics.data.test_images:,} test images")]
+    figures = [figure("Accuracy", f"{100 * metrics.accuracy:.2f} %", f"{metrics.data.test_images:,} test images")]
     if privacy.epsilon is None:
-        figures.append(_figure("Epsilon", "∞", "no noise: nothing is bounded"))
+        figures.append(figure("Epsilon", "∞", "no noise: nothing is bounded"))
     else:
         figures.append(
-            _figure(
+            figure(
                 "Epsilon",
                 epsilon_text(privacy.epsilon),
                 f"for one {privacy.unit}, δ = {delta_text(privacy.delta or 0.0)}",
             )
         )
-    figures.append(_figure("Rounds", f"{len(metrics.rounds)}", f"{metrics.data.clients:,} clients"))
+    figures.append(figure("Rounds", f"{len(metrics.rounds)}", f"{metrics.data.clients:,} clients"))
     if inference is not None:
         same = f"{inference.agreeing:,} of {inference.images:,} images"
-        figures.append(_figure("Private = plain", f"{100 * inference.agreement:.4g} %", same))
+        figures.append(figure("Private = plain", f"{100 * inference.agreement:.4g} %", same))
         figures += [
-            _figure(
+            figure(
                 f"Batch of {batch.batch_size}",
                 milliseconds_text(batch.ms_per_image),
                 f"an image; {batch.rounds} rounds, {bytes_text(batch.bytes_per_party)} a party",
             )
             for batch in inference.batches
         ]
-    figures.append(_figure("Time", seconds_text(sum(metrics.seconds.values())), f"{metrics.environment.cores} cores"))
+    figures.append(figure("Time", seconds_text(sum(metrics.seconds.values())), f"{metrics.environment.cores} cores"))
     return figures
-
-
-def _figure(name: str, value: str, note: str) -> dict[str, str]:
-    return {"name": name, "value": value, "note": note}
 
 
 def _charts(rounds: Sequence[Round]) -> list[dict[str, str]]:
@@ -145,19 +121,6 @@ def _failures(rounds: Iterable[Round]) -> list[dict[str, object]]:
     ]
 
 
-def _batches(inference: Inference) -> list[dict[str, object]]:
-    return [
-        {
-            "batch_size": batch.batch_size,
-            "requests": batch.requests,
-            "ms": milliseconds_text(batch.ms_per_image),
-            "rounds": batch.rounds,
-            "bytes": bytes_text(batch.bytes_per_party / batch.batch_size),
-        }
-        for batch in inference.batches
-    ]
-
-
 def _operations(metrics: Metrics) -> list[dict[str, Any]]:
     groups = [("Secure averaging, by operation", _averaging_note(metrics.rounds), metrics.aggregation)]
     if metrics.inference is not None:
@@ -167,17 +130,7 @@ def _operations(metrics: Metrics) -> list[dict[str, Any]]:
             "in one process: rounds and bytes are the same between processes, times are not."
         )
         groups.append(("Private inference, by operation", note, metrics.inference.costs))
-    return [
-        {
-            "title": title,
-            "note": note,
-            "rows": _rows(costs),
-            "total": _row(_sum("Total", costs), 1, 1),
-            "timed": any(cost.calls for cost in costs),
-        }
-        for title, note, costs in groups
-        if costs
-    ]
+    return [operation_table(title, note, costs) for title, note, costs in groups if costs]
 
 
 def _averaging_note(rounds: Sequence[Round]) -> str:
@@ -185,37 +138,6 @@ def _averaging_note(rounds: Sequence[Round]) -> str:
     return (
         f"Over the whole training, between the parties. Beside that, clients uploaded {bytes_text(uploaded)} of sealed "
         f"shares and the parties handed {bytes_text(released)} of masked rows to the server."
-    )
-
-
-def _rows(costs: Sequence[OperationCost]) -> list[dict[str, Any]]:
-    rest = costs[_OPERATIONS:]
-    shown = [*costs[:_OPERATIONS], *([_sum(f"{len(rest)} others", rest)] if rest else [])]
-    most_bytes = max(cost.bytes_per_party for cost in shown) or 1
-    most_rounds = max(cost.rounds for cost in shown) or 1
-    return [_row(cost, most_bytes, most_rounds) for cost in shown]
-
-
-def _row(cost: OperationCost, most_bytes: float, most_rounds: int) -> dict[str, Any]:
-    return {
-        "name": cost.operation,
-        "calls": f"{cost.calls:,}",
-        "bytes": bytes_text(cost.bytes_per_party),
-        "bytes_width": round(100 * cost.bytes_per_party / most_bytes, 1),
-        "rounds": f"{cost.rounds:,}",
-        "rounds_width": round(100 * cost.rounds / most_rounds, 1),
-        "seconds": seconds_text(cost.seconds),
-    }
-
-
-def _sum(name: str, costs: Iterable[OperationCost]) -> OperationCost:
-    costs = list(costs)
-    return OperationCost(
-        operation=name,
-        calls=sum(cost.calls for cost in costs),
-        rounds=sum(cost.rounds for cost in costs),
-        bytes_per_party=sum(cost.bytes_per_party for cost in costs),
-        seconds=sum(cost.seconds for cost in costs),
     )
 
 
@@ -248,10 +170,3 @@ def _data_uri(image: Tensor) -> str:
     buffer = io.BytesIO()
     imsave(buffer, image[..., None].expand(-1, -1, 3).numpy(), format="png", metadata={"Software": "encml"})
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None

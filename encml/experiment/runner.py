@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from encml.config import ExperimentConfig
 from encml.data import MnistData, load_mnist, to_float
 from encml.errors import ConfigError
+from encml.experiment.clock import Clock
 from encml.experiment.display import Display
 from encml.experiment.federation import Counter, Federation, build, used_data
 from encml.experiment.files import write_file
@@ -44,13 +45,13 @@ _CHUNK = 1000
 _RECENT = 5
 
 
-def run_experiment(folder: RunFolder, display: Display, version: str) -> Metrics:
+def run_federated(folder: RunFolder, config: ExperimentConfig, display: Display, version: str) -> Metrics:
     """Run, or go on with, the experiment in ``folder`` to its end, and return its figures.
 
     Writes a checkpoint after every round, then the model's shares, the report, and metrics.json last. May be stopped at
     any moment, by an exception too, and gone on with by calling it again. Raises EncmlError.
     """
-    config, seconds = folder.config, _Clock()
+    seconds = Clock()
     with seconds.phase("Reading the data"):
         display.phase("reading the data")
         data = used_data(config, load_mnist(config.data.root, config.data.download))
@@ -65,7 +66,7 @@ def run_experiment(folder: RunFolder, display: Display, version: str) -> Metrics
         history = _restore(folder, federation, fingerprint)
     if history.resumed:
         _log.info("going on after round %d of %d", len(history.rounds), config.federated.rounds)
-    _train(folder, federation, history, counter, display, (test_images, data.test_labels), fingerprint)
+    _train(folder, config, federation, history, counter, display, (test_images, data.test_labels), fingerprint)
     seconds.add("Clients' training", sum(r.training_seconds for r in history.rounds))
     seconds.add("Secure averaging", sum(r.aggregation_seconds for r in history.rounds))
     seconds.add("Testing the model", sum(r.testing_seconds for r in history.rounds))
@@ -108,30 +109,6 @@ def run_experiment(folder: RunFolder, display: Display, version: str) -> Metrics
     return metrics
 
 
-class _Clock:
-    """Seconds by phase, in the order in which the phases came."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    def add(self, name: str, seconds: float) -> None:
-        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
-
-    def phase(self, name: str) -> _Phase:
-        return _Phase(self, name)
-
-
-class _Phase:
-    def __init__(self, clock: _Clock, name: str) -> None:
-        self._clock, self._name = clock, name
-
-    def __enter__(self) -> None:
-        self._start = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self._clock.add(self._name, time.perf_counter() - self._start)
-
-
 @dataclass(slots=True)
 class _History:
     """What a run remembers beside the federation's own state."""
@@ -171,6 +148,7 @@ def _restore(folder: RunFolder, federation: Federation, fingerprint: str) -> _Hi
 
 def _train(
     folder: RunFolder,
+    config: ExperimentConfig,
     federation: Federation,
     history: _History,
     counter: Counter,
@@ -179,7 +157,7 @@ def _train(
     fingerprint: str,
 ) -> None:
     """The rounds that are left, a checkpoint after each."""
-    runner, rounds = federation.runner, folder.config.federated.rounds
+    runner, rounds = federation.runner, config.federated.rounds
     before, earlier = federation.session.ledger.costs.copy(), history.costs.copy()
     display.phase(f"federated training: {rounds} rounds")
     display.training(len(history.rounds), rounds)

@@ -8,8 +8,12 @@ import torch
 import yaml
 from torch import Tensor
 
-from encml.config import ExperimentConfig
+from encml.config import ExperimentConfig, TrainingConfig
 from encml.config.loading import check
+from encml.experiment.display import Display
+from encml.experiment.folder import RunFolder
+from encml.experiment.metrics import Metrics
+from encml.experiment.runner import run_federated
 from encml.serving import load_model_shares
 
 VALUES = {
@@ -37,3 +41,26 @@ def opened_model(folder: Path) -> dict[str, Tensor]:
     """The ring integers of the saved model: what only all three parties together know."""
     parts = load_model_shares(folder / "model")
     return {name: torch.stack([part.tensors[name][0] for part in parts]).sum(0) for name in parts[0].tensors}
+
+
+def run_small(folder: RunFolder, display: Display, version: str) -> Metrics:
+    """Run the federated experiment in ``folder``."""
+    assert isinstance(folder.config, ExperimentConfig)
+    return run_federated(folder, folder.config, display, version)
+
+
+TRAINING = {
+    "kind": "encrypted_training",
+    "experiment": "small_training",
+    "seed": 3,
+    "data": {"train_images": 60, "test_images": 30},
+    "model": {"kind": "network_d"},
+    "training": {"epochs": 2, "batch_size": 10, "learning_rate": 0.125},
+    "reveal": {"loss_every": 3, "accuracy": "epoch"},
+    "checkpoint_every": 2,
+}
+
+
+def small_training(base: Path, **sections: object) -> TrainingConfig:
+    """A training on encrypted data of 12 steps of ten images."""
+    return check({**TRAINING, "output": {"folder": str(base)}, **sections}, TrainingConfig, "test")

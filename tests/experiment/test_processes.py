@@ -14,15 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_runs import opened_model, small_config, small_file
+from small_runs import opened_model, run_small, small_config, small_file
 from typer.testing import CliRunner, Result
 
 from encml.cli.app import app
 from encml.data import load_subset, to_float
 from encml.experiment.display import Display
 from encml.experiment.folder import RunFolder
-from encml.experiment.metrics import encml_version, read_metrics
-from encml.experiment.runner import run_experiment
+from encml.experiment.metrics import Metrics, encml_version, read_metrics
 from encml.models import seed_network
 from encml.serving import save_model_shares
 from encml.serving.processes import free_ports
@@ -139,7 +138,7 @@ def test_stopped_while_training_and_while_asking_it_goes_on(tmp_path: Path, comm
     assert "Traceback" not in second.log
 
     with RunFolder.resume(the_run(tmp_path), encml_version()) as folder:
-        metrics = run_experiment(folder, Display(), encml_version())
+        metrics = run_small(folder, Display(), encml_version())
     assert metrics.resumed[1:] == (6,)
     assert metrics.resumed[0] in (2, 3)
     assert metrics.inference is not None
@@ -151,7 +150,7 @@ def test_stopped_while_training_and_while_asking_it_goes_on(tmp_path: Path, comm
 def test_killed_at_any_moment_the_run_goes_on(tmp_path: Path, command: Callable[..., Command]) -> None:
     config = small_config(tmp_path / "whole", federated=SLOW_ROUNDS, inference={**TLS, "transport": "in_process"})
     with RunFolder.create(config, "1.0") as folder:
-        whole = run_experiment(folder, Display(), "1.0")
+        whole = run_small(folder, Display(), "1.0")
     file = small_file(tmp_path, federated=SLOW_ROUNDS, inference=TLS)
     for moment in ("run folder", "round ", "round ", "starting three parties", "private inference on"):
         killed = command("run", file)
@@ -167,7 +166,7 @@ def test_killed_at_any_moment_the_run_goes_on(tmp_path: Path, command: Callable[
         last = command("run", file)
         last.end()
         assert last.process.returncode == 0, last.log
-    metrics = read_metrics(the_run(tmp_path))
+    metrics = read_metrics(the_run(tmp_path), Metrics)
     assert [r.accuracy for r in metrics.rounds] == [r.accuracy for r in whole.rounds]
     expected, found = opened_model(folder.path), opened_model(the_run(tmp_path))
     assert all((found[name] == value).all() for name, value in expected.items())

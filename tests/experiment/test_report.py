@@ -31,7 +31,8 @@ from encml.experiment.metrics import (
     operation_costs,
     read_metrics,
 )
-from encml.experiment.report import FIRST_IMAGES, make_report, select_images
+from encml.experiment.report import FIRST_IMAGES, select_images
+from encml.experiment.run import make_report
 from encml.experiment.text import bytes_text, milliseconds_text, seconds_text
 from encml.net.ledger import Cost
 
@@ -204,7 +205,7 @@ def test_runs_without_privacy_or_inference_have_a_report_too(tmp_path: Path, uni
 def test_metrics_read_back_equal_and_damage_is_named(tmp_path: Path) -> None:
     figures = metrics()
     path = finished_run(tmp_path, figures)
-    assert read_metrics(path) == figures
+    assert read_metrics(path, Metrics) == figures
     values = json.loads((path / "metrics.json").read_text())
     assert values["schema_version"] == 1
     assert values["inference"]["batches"][0] == {
@@ -216,12 +217,12 @@ def test_metrics_read_back_equal_and_damage_is_named(tmp_path: Path) -> None:
     }
     (path / "metrics.json").write_text(json.dumps(values | {"accuracy": 7}))
     with pytest.raises(ConfigError, match="damaged, or of another version"):
-        read_metrics(path)
+        read_metrics(path, Metrics)
     (path / "metrics.json").unlink()
     with pytest.raises(ConfigError, match="--resume"):
-        read_metrics(path)
+        read_metrics(path, Metrics)
     with pytest.raises(ConfigError, match="no run folder"):
-        read_metrics(tmp_path)
+        read_metrics(tmp_path, Metrics)
 
 
 def test_a_report_is_made_anew_from_its_folder(tmp_path: Path) -> None:

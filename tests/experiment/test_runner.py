@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_runs import opened_model, small_config
+from small_runs import opened_model, run_small, small_config
 
 from encml.data import load_subset, to_float
 from encml.errors import ConfigError, DataError
@@ -16,7 +16,6 @@ from encml.experiment.display import Display
 from encml.experiment.federation import build, used_data
 from encml.experiment.folder import RunFolder
 from encml.experiment.metrics import Metrics, Round, read_metrics
-from encml.experiment.runner import run_experiment
 from encml.federated.client import Client
 from encml.models import seed_network
 from encml.ring.fixed import decode
@@ -43,12 +42,12 @@ class Interrupting(Display):
 
 def run(base: Path, **sections: object) -> tuple[Path, Metrics]:
     with RunFolder.create(small_config(base, **sections), "1.0") as folder:
-        return folder.path, run_experiment(folder, Display(), "1.0")
+        return folder.path, run_small(folder, Display(), "1.0")
 
 
 def interrupt(folder: RunFolder, display: Display) -> None:
     with folder, pytest.raises(KeyboardInterrupt):
-        run_experiment(folder, display, "1.0")
+        run_small(folder, display, "1.0")
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +65,7 @@ def test_a_run_leaves_everything_behind(finished: tuple[Path, Metrics]) -> None:
         | {"model"}
         | shares
     )
-    assert read_metrics(path) == metrics
+    assert read_metrics(path, Metrics) == metrics
 
 
 def test_metrics_say_what_happened(finished: tuple[Path, Metrics]) -> None:
@@ -111,7 +110,7 @@ def test_an_interruption_changes_nothing(tmp_path: Path, finished: tuple[Path, M
     folder = RunFolder.find(config, "1.0")
     assert folder is not None
     with folder:
-        metrics = run_experiment(folder, Display(), "1.0")
+        metrics = run_small(folder, Display(), "1.0")
     whole_path, whole = finished
     assert metrics.resumed == (display.after_round if display.after_round > 0 else 3,)
     assert [r.accuracy for r in metrics.rounds] == [r.accuracy for r in whole.rounds]
@@ -134,7 +133,7 @@ def test_the_budget_is_kept_over_an_interruption(tmp_path: Path, privacy: dict[s
     folder = RunFolder.find(config, "1.0")
     assert folder is not None
     with folder:
-        metrics = run_experiment(folder, Display(), "1.0")
+        metrics = run_small(folder, Display(), "1.0")
     epsilons = [r.epsilon for r in metrics.rounds]
     assert epsilons == [r.epsilon for r in whole.rounds]
     assert None not in epsilons
@@ -178,7 +177,7 @@ def test_other_data_are_not_mixed_in(tmp_path: Path, monkeypatch: pytest.MonkeyP
     data.train_images[0] += 1
     monkeypatch.setattr("encml.experiment.runner.load_mnist", lambda *_: data)
     with folder, pytest.raises(ConfigError, match="the data have changed"):
-        run_experiment(folder, Display(), "1.0")
+        run_small(folder, Display(), "1.0")
 
 
 @pytest.mark.parametrize(
@@ -195,7 +194,7 @@ def test_more_than_there_is_says_so(tmp_path: Path, sections: dict[str, object],
         RunFolder.create(small_config(tmp_path, **sections), "1.0") as folder,
         pytest.raises(DataError, match=message),
     ):
-        run_experiment(folder, Display(), "1.0")
+        run_small(folder, Display(), "1.0")
 
 
 def test_the_log_tells_each_round(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

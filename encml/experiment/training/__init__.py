@@ -1,0 +1,1 @@
+"""Training on encrypted data, as an experiment: the parties' program, its checkpoints, and the report."""
