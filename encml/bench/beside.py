@@ -30,7 +30,7 @@ from encml.serving.processes import TAIL_LINES
 SCRIPTS = Path(__file__).parent / "peers"
 PEERS = tuple(sorted(path.name.removesuffix("_cases.py") for path in SCRIPTS.glob("*_cases.py")))
 
-_CASE_SECONDS = 600.0
+_CASE_SECONDS = 1800.0
 """A script that writes nothing for so long is ended: parties of another library may wait for each other for ever."""
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 

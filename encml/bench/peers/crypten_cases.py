@@ -110,17 +110,46 @@ def inference(case: dict[str, Any]) -> Job:
     return run, None
 
 
-def training(make_loss: Callable[[], Any]) -> Callable[[dict[str, Any]], Job]:
+def dense(*widths: int) -> list[Any]:
+    """Linear layers with ReLU in between."""
+    layers: list[Any] = []
+    for inner, outer in pairwise(widths):
+        layers += [crypten.nn.Linear(inner, outer), crypten.nn.ReLU()]
+    return layers[:-1]
+
+
+def two_convolutions(first: int, second: int, *widths: int) -> list[Any]:
+    """Networks B and C."""
+    layers: list[Any] = []
+    for inner, outer in ((1, first), (first, second)):
+        layers += [crypten.nn.Conv2d(inner, outer, 5), crypten.nn.MaxPool2d(2), crypten.nn.ReLU()]
+    return [*layers, crypten.nn.Flatten(), *dense(*widths)]
+
+
+def network_a() -> list[Any]:
+    return [crypten.nn.Flatten(), *dense(784, 128, 128, 10)]
+
+
+def network_b() -> list[Any]:
+    return two_convolutions(16, 16, 256, 100, 10)
+
+
+def network_c() -> list[Any]:
+    return two_convolutions(20, 50, 800, 500, 10)
+
+
+def network_d() -> list[Any]:
+    convolution = crypten.nn.Conv2d(1, 5, 5, stride=2, padding=2)
+    return [convolution, crypten.nn.ReLU(), crypten.nn.Flatten(), *dense(980, 100, 10)]
+
+
+def training(make: Callable[[], list[Any]], make_loss: Callable[[], Any]) -> Callable[[dict[str, Any]], Job]:
     def prepare(case: dict[str, Any]) -> Job:
         batch = case["size"][0]
-        widths = (784, 128, 128, 10)
-        layers: list[Any] = []
-        for inner, outer in pairwise(widths):
-            layers += [crypten.nn.Linear(inner, outer), crypten.nn.ReLU()]
-        model = crypten.nn.Sequential(*layers[:-1]).encrypt()
+        model = crypten.nn.Sequential(*make()).encrypt()
         model.train()
         loss = make_loss()
-        x = crypten.cryptensor(normal(batch, 784).clamp(0, 1))
+        x = crypten.cryptensor(normal(batch, 1, 28, 28).clamp(0, 1))
         y = crypten.cryptensor(torch.nn.functional.one_hot(torch.arange(batch) % 10, 10).float())
 
         def run() -> None:
@@ -151,8 +180,11 @@ CASES: dict[str, Callable[[dict[str, Any]], Job]] = {
     "softmax": softmax,
     "seed-1": inference,
     "seed-64": inference,
-    "network-a-mse": training(crypten.nn.MSELoss),
-    "network-a-cross-entropy": training(crypten.nn.CrossEntropyLoss),
+    "network-a-mse": training(network_a, crypten.nn.MSELoss),
+    "network-a-cross-entropy": training(network_a, crypten.nn.CrossEntropyLoss),
+    "network-b-cross-entropy": training(network_b, crypten.nn.CrossEntropyLoss),
+    "network-c-cross-entropy": training(network_c, crypten.nn.CrossEntropyLoss),
+    "network-d-cross-entropy": training(network_d, crypten.nn.CrossEntropyLoss),
 }
 
 

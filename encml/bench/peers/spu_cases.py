@@ -59,8 +59,13 @@ def softmax(x: Array) -> Array:
     return jax.nn.softmax(x, axis=-1)
 
 
-def convolution(x: Array, kernels: Array) -> Array:
-    return jax.lax.conv_general_dilated(x, kernels, (1, 1), "SAME", dimension_numbers=("NCHW", "OIHW", "NCHW"))
+def convolution(x: Array, kernels: Array, stride: int = 1, padding: Any = "SAME") -> Array:
+    form = ("NCHW", "OIHW", "NCHW")
+    return jax.lax.conv_general_dilated(x, kernels, (stride, stride), padding, dimension_numbers=form)
+
+
+def max_pool(x: Array) -> Array:
+    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 1, 2, 2), (1, 1, 2, 2), "VALID")
 
 
 def pool(x: Array) -> Array:
@@ -76,10 +81,25 @@ def seed_network(x: Array, *weights: Array) -> Array:
     return x.reshape(x.shape[0], -1) @ weights[-2] + weights[-1]
 
 
-def network_a(x: Array, weights: Sequence[Array]) -> Array:
-    x = jax.nn.relu(x @ weights[0] + weights[1])
-    x = jax.nn.relu(x @ weights[2] + weights[3])
-    return x @ weights[4] + weights[5]
+def dense(x: Array, weights: Sequence[Array]) -> Array:
+    """Linear layers with ReLU in between; ``weights``: matrix and bias of each."""
+    x = x.reshape(x.shape[0], -1)
+    for layer in range(0, len(weights), 2):
+        x = (jax.nn.relu(x) if layer else x) @ weights[layer] + weights[layer + 1]
+    return x
+
+
+def two_convolutions(x: Array, weights: Sequence[Array]) -> Array:
+    """Networks B and C."""
+    for layer in (0, 2):
+        x = convolution(x, weights[layer], padding="VALID") + weights[layer + 1][None, :, None, None]
+        x = jax.nn.relu(max_pool(x))
+    return dense(x, weights[4:])
+
+
+def network_d(x: Array, weights: Sequence[Array]) -> Array:
+    x = convolution(x, weights[0], 2, [(2, 2), (2, 2)]) + weights[1][None, :, None, None]
+    return dense(jax.nn.relu(x), weights[2:])
 
 
 def squared_error(scores: Array, y: Array) -> Array:
@@ -90,9 +110,9 @@ def cross_entropy(scores: Array, y: Array) -> Array:
     return -jnp.mean(jnp.sum(y * jax.nn.log_softmax(scores, axis=-1), axis=-1))
 
 
-def step(loss: Function) -> Function:
+def step(network: Function, loss: Function) -> Function:
     def train(x: Array, y: Array, *weights: Array) -> list[Array]:
-        gradients = jax.grad(lambda w: loss(network_a(x, w), y))(list(weights))
+        gradients = jax.grad(lambda w: loss(network(x, w), y))(list(weights))
         return [w - 0.01 * g for w, g in zip(weights, gradients, strict=True)]
 
     return train
@@ -155,17 +175,26 @@ def inference(case: dict[str, Any]) -> Prepared:
     return seed_network, [normal(case["size"][0], 1, 28, 28).clip(0, 1), *weights], None
 
 
-def training(loss: Function) -> Callable[[dict[str, Any]], Prepared]:
+def training(network: Function, loss: Function, *shapes: tuple[int, ...]) -> Callable[[dict[str, Any]], Prepared]:
+    """``shapes``: of kernels (after, before, 5, 5) and of matrices (before, after), in order."""
+
     def prepare(case: dict[str, Any]) -> Prepared:
         batch = case["size"][0]
         weights: list[Array] = []
-        for inner, outer in ((784, 128), (128, 128), (128, 10)):
-            weights += [normal(inner, outer) * np.float32(inner**-0.5), np.zeros(outer, np.float32)]
+        for shape in shapes:
+            outputs = shape[0] if len(shape) == 4 else shape[1]
+            inputs = np.prod(shape) / outputs
+            weights += [normal(*shape) * np.float32(inputs**-0.5), np.zeros(outputs, np.float32)]
         labels = np.eye(10, dtype=np.float32)[np.arange(batch) % 10]
-        return step(loss), [normal(batch, 784).clip(0, 1), labels, *weights], None
+        return step(network, loss), [normal(batch, 1, 28, 28).clip(0, 1), labels, *weights], None
 
     return prepare
 
+
+NETWORK_A = ((784, 128), (128, 128), (128, 10))
+NETWORK_B = ((16, 1, 5, 5), (16, 16, 5, 5), (256, 100), (100, 10))
+NETWORK_C = ((20, 1, 5, 5), (50, 20, 5, 5), (800, 500), (500, 10))
+NETWORK_D = ((5, 1, 5, 5), (980, 100), (100, 10))
 
 CASES: dict[str, Callable[[dict[str, Any]], Prepared]] = {
     "product-truncate": of_normal(jnp.multiply, np.multiply, 2),
@@ -186,8 +215,11 @@ CASES: dict[str, Callable[[dict[str, Any]], Prepared]] = {
     "softmax": rows_of_scores,
     "seed-1": inference,
     "seed-64": inference,
-    "network-a-mse": training(squared_error),
-    "network-a-cross-entropy": training(cross_entropy),
+    "network-a-mse": training(dense, squared_error, *NETWORK_A),
+    "network-a-cross-entropy": training(dense, cross_entropy, *NETWORK_A),
+    "network-b-cross-entropy": training(two_convolutions, cross_entropy, *NETWORK_B),
+    "network-c-cross-entropy": training(two_convolutions, cross_entropy, *NETWORK_C),
+    "network-d-cross-entropy": training(network_d, cross_entropy, *NETWORK_D),
 }
 
 
