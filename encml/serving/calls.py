@@ -99,7 +99,9 @@ class Calls:
         return self._wait(self._gather_each(calls, timeout))
 
     async def _gather(self, calls: Sequence[Call], timeout: float) -> list[Reply]:
-        tasks = [asyncio.create_task(self._call(rank, call, timeout)) for rank, call in enumerate(calls)]
+        # Party 0 proposes what it has, so it comes last.
+        tasks = [asyncio.create_task(self._call(rank, calls[rank], timeout)) for rank in reversed(range(len(calls)))]
+        tasks.reverse()
         pending, limit = set(tasks), timeout
         try:
             while pending:

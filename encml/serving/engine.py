@@ -6,7 +6,6 @@ with new keys, until they are back.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import threading
 import time
@@ -22,8 +21,8 @@ from encml.mpc.dealing import receive
 from encml.mpc.session import Session
 from encml.net.local import LocalTransport
 from encml.serving import control
-from encml.serving.control import FOLLOWERS, LEADER, MAX_CANDIDATES, Decision, Verdict
-from encml.serving.jobs import Busy, Job, answer_to, choose, mixed_up, refusal
+from encml.serving.control import LEADER, MAX_CANDIDATES, Marker
+from encml.serving.jobs import Busy, Decision, Job, Verdict, choose, refusal, statement_of
 from encml.serving.registry import MAX_MODELS, Model, Registry
 from encml.serving.wire import Problem, QueryResult
 from encml.tensor import SharedTensor, share
@@ -32,6 +31,8 @@ from encml.tensor.shared import secret
 
 PART_WAIT = 2.0
 """Seconds that a request may lack a part at some party before it is given up."""
+MOMENT = 0.003
+"""Seconds that a party holds up the others for a part that it lacks: a client sends to all three at about one time."""
 HEARTBEAT = 1.0
 """Seconds between two signs of life (less with a short time-out)."""
 AGAIN = 1.0
@@ -126,9 +127,10 @@ class Engine:
                 joined = True
                 try:
                     self._reconcile(session)
+                    marker = Marker(session.parties)
                     _log.info("party %d: in session with the others", self._rank)
                     while True:
-                        self._turn(session)
+                        self._turn(session, marker)
                 except EncmlError as error:
                     self._leave(session, error)
                 except _UNEXPECTED as error:
@@ -192,25 +194,28 @@ class Engine:
                 if theirs.get(model.tag, -1) >= 0:
                     self._registry.lower(model, theirs[model.tag])
 
-    def _turn(self, session: Session) -> None:
-        """One proposal, and what follows from it."""
+    def _turn(self, session: Session, marker: Marker) -> None:
+        """One proposal, and what follows from it. 2 rounds, and what the computation takes."""
+        net = session.parties.net
+        jobs: list[Job | None]
         if self._rank == LEADER:
-            self._lead(session)
+            due, now = self._due(), time.monotonic()
+            proposals = [job.proposal(now, self._part_wait) for job in due]
+            control.propose(net, proposals)
+            jobs = list(due)
         else:
-            self._follow(session)
-
-    def _lead(self, session: Session) -> None:
-        jobs = self._due()
-        now = time.monotonic()
-        for job in jobs:
-            job.proposed = job.proposed or now
-        answers = control.propose(session.parties.net, [job.candidate for job in jobs])
-        if not jobs:
-            return
-        by_job = [dict(zip(FOLLOWERS, said, strict=True)) for said in zip(*answers, strict=True)]
-        decisions = choose(jobs, by_job, time.monotonic(), self._part_wait)
-        control.decide(session.parties.net, decisions)
-        self._carry_out(session, list(jobs), decisions)
+            proposals = control.listen(net)
+            now = time.monotonic()
+            jobs = self._parts([proposal.candidate.request for proposal in proposals])
+        statements = []
+        for proposal, job in zip(proposals, jobs, strict=True):
+            if job is not None:
+                job.proposed = job.proposed or now
+            statements.append(statement_of(proposal.candidate, job, marker))
+        said = control.tell(net, self._rank, statements)
+        self._carry_out(session, jobs, choose(proposals, said, jobs))
+        if self._rank != LEADER:
+            self._expire(now)
 
     def _due(self) -> list[Job]:
         """The jobs to propose now; waits for one no longer than a heartbeat."""
@@ -223,69 +228,38 @@ class Engine:
                     return due[:MAX_CANDIDATES]
                 self._changed.wait(min([until, *(job.retry_at for job in self._jobs.values())]) - now)
 
-    def _follow(self, session: Session) -> None:
-        net = session.parties.net
-        candidates = control.listen(net)
-        now = time.monotonic()
+    def _parts(self, requests: Sequence[bytes]) -> list[Job | None]:
+        """This party's parts of requests; if it has none of them, it gives the client a moment to send one."""
         with self._changed:
-            jobs = [self._jobs.get(candidate.request) for candidate in candidates]
-        for job in jobs:
-            if job is not None:
-                job.proposed = job.proposed or now
-        control.answer(net, self._rank, [answer_to(c, job) for c, job in zip(candidates, jobs, strict=True)])
-        if candidates:
-            self._carry_out(session, jobs, control.obey(net, len(candidates)))
-        self._expire(now)
+            if requests:
+                self._changed.wait_for(lambda: self._stopping or any(r in self._jobs for r in requests), MOMENT)
+            return [self._jobs.get(request) for request in requests]
 
     def _expire(self, now: float) -> None:
         """Give up requests that the leader, though it has spoken since, does not know."""
         with self._changed:
             late = [j for j in self._jobs.values() if j.proposed is None and now - j.arrived > self._part_wait]
         for job in late:
-            self._drop(job, Decision(Verdict.INCOMPLETE, LEADER))
+            self._drop(job, Decision(Verdict.INCOMPLETE, (LEADER,)))
 
     def _carry_out(self, session: Session, jobs: Sequence[Job | None], decisions: Sequence[Decision]) -> None:
         run: list[Job] = []
         for job, decision in zip(jobs, decisions, strict=True):
+            if job is None:
+                continue
             if decision.verdict == Verdict.RUN:
-                if job is None:
-                    raise ServingError(f"party {LEADER} runs a request that party {self._rank} does not have")
                 run.append(job)
-            elif job is not None and decision.verdict != Verdict.LATER:
+            elif decision.verdict == Verdict.WAIT:
+                job.retry(time.monotonic())
+            elif decision.verdict != Verdict.LATER:
                 self._drop(job, decision)
         if run:
             self._registry.spend(run[0].model, len(run))
             with self._changed:
                 self._busy = True
-            consistent = self._consistent(session, run)
-            if consistent:
-                self._compute(session, consistent)
+            self._compute(session, run)
             with self._changed:
                 self._busy = False
-
-    def _consistent(self, session: Session, jobs: Sequence[Job]) -> list[Job]:
-        """The jobs whose shares are what the neighbours hold of them; the others are refused. 2 rounds.
-
-        A client that deals different shares to two parties would get what no input gives, with single shares of the
-        weights in it; so would anybody where the parties' files of the model are mixed up. Parties compare digests of
-        what both hold, so that nothing is revealed.
-        """
-        parties, model = session.parties, jobs[0].model
-        digests = torch.stack(
-            [
-                torch.stack([_as_tensor(model.digests[half]), *(_digest(job.payload[half]) for job in jobs)])
-                for half in (0, 1)
-            ]
-        )
-        theirs = parties.net.rotate(digests[1:], +1, "serve: check")
-        different = (theirs != digests[:1]).any(-1).to(torch.int64) << self._rank
-        mixed, *verdicts = parties.open_rows(different, "serve: check").tolist()
-        for job, verdict in zip(jobs, verdicts, strict=True):
-            if mixed and self._take(job):
-                job.result.set_exception(mixed_up(model, mixed))
-            elif verdict and self._take(job):
-                job.result.set_exception(ServingError("two parties were sent different shares of the same input"))
-        return [] if mixed else [job for job, verdict in zip(jobs, verdicts, strict=True) if not verdict]
 
     def _drop(self, job: Job, decision: Decision) -> None:
         if self._take(job):
@@ -332,15 +306,6 @@ class Engine:
             found = {name: _shared(session, payload) for name, payload in model.part.tensors.items()}
             self._weights[model] = found
         return found
-
-
-def _digest(share: Tensor) -> Tensor:
-    """SHA-256 of a share, uint8 (32,)."""
-    return _as_tensor(hashlib.sha256(share.contiguous().numpy().data).digest())
-
-
-def _as_tensor(digest: bytes) -> Tensor:
-    return torch.frombuffer(bytearray(digest), dtype=torch.uint8)
 
 
 def _shared(session: Session, parcel: Tensor) -> SharedTensor:

@@ -99,6 +99,7 @@ def test_nothing_is_opened_between_training_and_the_files() -> None:
     with Session(LocalTransport(tap=tap)) as session:
         shared = trained(NETWORK_A, steps=1)
         secrets = {key: p._secret for key, p in shared.named_parameters()}
+        session.catch_up()  # the last updates, put off until somebody looks
         tap.messages.clear()
         before = session.ledger.total
         parts = trained_shares(shared, encml.share(IMAGES))

@@ -6,15 +6,17 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from party_threads import run_apart
 from torch import Tensor
 
 from encml import errors
 from encml.errors import EncmlError, PartyError, PartyTimeout, ProtocolError, ServingError
 from encml.mpc.dealing import deal
+from encml.mpc.parties import Parties
 from encml.net.ledger import Ledger
 from encml.net.transport import Message, Transport
 from encml.serving import control
-from encml.serving.control import MAX_CANDIDATES, Answer, Candidate, Decision, Verdict
+from encml.serving.control import MAX_CANDIDATES, Answer, Candidate, Marker, Proposal, Statement, unfit
 from encml.serving.jobs import CapReached
 from encml.serving.wire import (
     Problem,
@@ -97,37 +99,71 @@ class Scripted(Transport):
         pass
 
 
-CANDIDATES = [Candidate(bytes(range(16)), -5, 3), Candidate(b"\xff" * 16, 2**63 - 1, 1)]
+PROPOSALS = [
+    Proposal(Candidate(bytes(range(16)), -5, 3)),
+    Proposal(Candidate(b"\xff" * 16, 2**63 - 1, 1), remaining=7, late=True),
+]
 
 
-def test_what_is_proposed_answered_and_decided_arrives() -> None:
-    answers = torch.zeros(MAX_CANDIDATES, dtype=torch.int64)
-    leader = Scripted(0, answers + 1, answers + 2)
-    assert control.propose(leader, CANDIDATES) == [[Answer.READY] * 2, [Answer.DIFFERENT] * 2]
-    assert control.listen(Scripted(1, leader.sent[0])) == CANDIDATES
-    decisions = [Decision(Verdict.RUN), Decision(Verdict.INCOMPLETE, 2)]
-    control.decide(leader, decisions)
-    assert control.obey(Scripted(2, leader.sent[-1]), 2) == decisions
-    follower = Scripted(2)
-    control.answer(follower, 2, [Answer.MISSING, Answer.READY])
-    assert follower.sent[0][:3].tolist() == [0, 1, 0]
-    assert control.listen(Scripted(1, torch.zeros(1 + 4 * MAX_CANDIDATES, dtype=torch.int64))) == []
+def test_what_is_proposed_and_answered_arrives() -> None:
+    leader = Scripted(0)
+    control.propose(leader, PROPOSALS)
+    assert control.listen(Scripted(1, leader.sent[0])) == PROPOSALS
+    assert control.listen(Scripted(1, torch.zeros_like(leader.sent[0]))) == []
+    marks = [(bytes([k] * 16), bytes(range(k, k + 16))) for k in range(4)]
+    said = [
+        [Statement(Answer.READY, marks[0], marks[1]), Statement(Answer.DIFFERENT)],
+        [Statement(Answer.READY, marks[2], marks[3]), Statement(Answer.MISSING)],
+        [Statement(Answer.DIFFERENT), Statement(Answer.READY, marks[1], marks[0])],
+    ]
+    sent = []
+    for rank in range(3):
+        party = Scripted(rank, *(torch.zeros(3, 9, dtype=torch.int64) for _ in range(2)))
+        control.tell(party, rank, said[rank])
+        assert torch.equal(party.sent[0], party.sent[1])
+        sent.append(party.sent[0])
+    for rank in range(3):
+        party = Scripted(rank, *(sent[other] for other in range(3) if other != rank))
+        assert control.tell(party, rank, said[rank]) == [tuple(s[k] for s in said) for k in range(2)]
+    empty = torch.zeros(1, 9, dtype=torch.int64)
+    assert control.tell(Scripted(1, empty, empty), 1, []) == []
 
 
 def test_malformed_control_messages_are_refused() -> None:
-    proposal = torch.zeros(1 + 4 * MAX_CANDIDATES, dtype=torch.int64)
+    proposal = torch.zeros(1 + 6 * MAX_CANDIDATES, dtype=torch.int64)
     for count in (-1, MAX_CANDIDATES + 1, 2**62, 1):
         proposal[0] = count  # with one candidate, its batch of 0 is wrong
         with pytest.raises(ProtocolError, match="proposed something malformed"):
             control.listen(Scripted(1, proposal))
-    for row in ([9, 0], [1, 3], [-1, 0]):
-        decision = torch.zeros(MAX_CANDIDATES, 2, dtype=torch.int64)
-        decision[0] = torch.tensor(row)
-        with pytest.raises(ProtocolError, match="decided something malformed"):
-            control.obey(Scripted(1, decision), 1)
-    answers = torch.full((MAX_CANDIDATES,), 7, dtype=torch.int64)
+    for place, number in ((5, -2), (6, 2), (6, -1)):
+        proposal[:7] = torch.tensor([1, 0, 0, 0, 1, 0, 0])
+        control.listen(Scripted(1, proposal))
+        proposal[place] = number
+        with pytest.raises(ProtocolError, match="proposed something malformed"):
+            control.listen(Scripted(1, proposal))
+    answers = torch.full((2, 9), 7, dtype=torch.int64)
     with pytest.raises(ProtocolError, match="party 1 answered something malformed"):
-        control.propose(Scripted(0, answers, answers), CANDIDATES)
+        control.tell(Scripted(0, answers, answers), 0, [Statement(Answer.MISSING)])
+
+
+def test_marks_fit_where_two_hold_the_same_and_only_for_one_request() -> None:
+    held = [b"x0", b"x1", b"x2"]
+
+    def marks(parties: Parties) -> list[tuple[bytes, bytes]]:
+        marker, (rank,) = Marker(parties), parties.local
+        own = held[rank], held[(rank + 1) % 3]
+        return [
+            marker.mark(b"1" * 16, own),
+            marker.mark(b"1" * 16, (b"other", own[1]) if rank == 2 else own),
+            marker.mark(b"2" * 16, own),
+        ]
+
+    found, _ = run_apart(marks, 5)
+    good, bad, again = zip(*found, strict=True)
+    assert unfit(good) == unfit(again) == ()
+    assert unfit(bad) == (2,)
+    # A third party has no key to the marks of the other two, and no two requests have the same.
+    assert len({mark for pair in (*good, *again) for mark in pair}) == 6
 
 
 def test_a_time_out_is_still_a_party_error_after_the_wire() -> None:
