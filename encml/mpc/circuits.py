@@ -6,13 +6,17 @@ and party, a level of gates one round; XOR and NOT are local.
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from encml.mpc.multiplication import and_bits
 from encml.mpc.parties import Parties, known
 from encml.net.transport import PARTIES, Message
-from encml.ring.bits import to_planes, words_for
+from encml.ring.bits import words_for
+from encml.ring.kernels.elementwise import NOTHING, Words, and_with, carry_gates, carry_merge, planes_of
 
 
 def propagate_and_generate(parties: Parties, payload: Tensor, bits: int, operation: str) -> tuple[Tensor, Tensor]:
@@ -26,23 +30,29 @@ def propagate_and_generate(parties: Parties, payload: Tensor, bits: int, operati
     2. Generate bits g = A & B = (s0 & B) ^ (s1 & B): party r + 2 and party r + 1 have one term each and reshare.
     (Mohassel and Rindal 2018 for the adder on shares; the asymmetry is ours.)
     """
-    r = parties.next_lead()
-    planes = (bits, words_for(payload[0].numel()))
-    s0 = parties.common(r - 1, planes)
-    s1 = None
+    r, n = parties.next_lead(), math.prod(payload.shape[1:])
+    words, low = words_for(n), bits - 1  # nothing asks for the carry out of the last bit
+    values, shape = payload.numpy(), (bits, words)
+    p: Words = np.empty((parties.shares_here, *shape), np.int64)
+    s0, s1, b = ((None if place is None else p[place]) for place in (parties.place_of(r + k) for k in range(3)))
+    if s0 is not None:
+        parties.masks(r - 1, shape, to=s0)
     if parties.plays(r):
-        a = known(parties.share(payload, r)) + known(parties.share(payload, r + 1))
-        s1 = to_planes(a.reshape(-1), bits) ^ known(s0)
-    (got,) = parties.net.exchange([Message(r, (r + 1) % PARTIES, s1, planes, torch.int64)], operation)
-    s1 = got if s1 is None else s1
-    b = parties.share(payload, r + 2)
-    b = None if b is None else to_planes(b.reshape(-1), bits)
-    p = parties.assemble([s0, s1, b], r)
+        whole = parties.words(values, r), parties.words(values, r + 1)
+        planes_of(*whole, known(s0).reshape(-1), bits, known(s1).reshape(-1))
+    if b is not None:
+        planes_of(parties.words(values, r + 2), NOTHING, NOTHING, bits, b.reshape(-1))
+    sent = torch.from_numpy(known(s1)) if parties.plays(r) else None
+    (got,) = parties.net.exchange([Message(r, (r + 1) % PARTIES, sent, shape, torch.int64)], operation)
+    if sent is None and s1 is not None:
+        s1[...] = known(got).numpy()
 
-    low = bits - 1  # nothing asks for the carry out of the last bit
-    left = known(s1)[:low] & known(b)[:low] if parties.plays(r + 1) else None
-    right = known(s0)[:low] & known(b)[:low] if parties.plays(r + 2) else None
-    return p, parties.reshare_pair(r + 1, left, right, (low, planes[1]), operation, xor=True)
+    pair = parties.pair(r + 1, (low, words))
+    if pair.left is not None:
+        and_with(known(s1)[:low].reshape(-1), known(b)[:low].reshape(-1), known(pair.low), pair.left)
+    if pair.right is not None:
+        and_with(known(s0)[:low].reshape(-1), known(b)[:low].reshape(-1), known(pair.high), pair.right)
+    return torch.from_numpy(p), pair.reshare(operation, xor=True)
 
 
 def carry(parties: Parties, g: Tensor, p: Tensor, operation: str) -> Tensor:
@@ -50,22 +60,31 @@ def carry(parties: Parties, g: Tensor, p: Tensor, operation: str) -> Tensor:
 
     A prefix tree, (g, p) o (g', p') = (g ^ p g', p p'), half the width each level, the lowest group without its p: 118
     gates in 6 levels at k = 63.
+
+    Between levels, planes k - 1 + j are group j's generate bits and planes k - 1 - j its propagate bits, but for j = 0:
+    so the gates of a level are a run of planes in what the next one reads, and nothing is copied there.
     """
-    while (k := g.shape[1]) > 1:
-        pairs = k // 2
-        high_p = p[:, 1 : 2 * pairs : 2]
-        both = and_bits(
-            parties,
-            torch.cat([high_p, high_p[:, 1:]], 1),
-            torch.cat([g[:, 0 : 2 * pairs : 2], p[:, 2 : 2 * pairs : 2]], 1),
-            operation,
-        )
-        new_g, new_p = g[:, 1 : 2 * pairs : 2] ^ both[:, :pairs], both[:, pairs:]
-        # The lowest group never needs its propagate bit: a plane of zeros keeps the indices aligned.
-        new_p = torch.cat([torch.zeros_like(new_g[:, :1]), new_p], 1)
-        g = torch.cat([new_g, g[:, 2 * pairs :]], 1)
-        p = torch.cat([new_p, p[:, 2 * pairs :]], 1)
-    return g[:, 0]
+    shares, k, words = g.shape
+    if k == 1:
+        return g[:, 0]
+    generate, propagate = ([share.ravel() for share in planes.numpy()] for planes in (g, p))
+    first_g, first_p, step = 0, 0, 1
+    while k > 1:
+        pairs, odd = divmod(k, 2)
+        state: Words = np.empty((shares, 2 * (pairs + odd) - 1, words), np.int64)
+        gates, masks = parties.mask_rows((2 * pairs - 1, words), state[:, odd : odd + 2 * pairs - 1])
+        for i, own, previous in masks:
+            after = (i + 1) % shares
+            inputs = generate[i], generate[after], propagate[i], propagate[after]
+            carry_gates(*inputs, first_g, first_p, step, pairs, words, own, previous)
+        parties.pass_back(gates, operation)
+        planes = [share.reshape(-1) for share in state]
+        for share, old_g, old_p in zip(planes, generate, propagate, strict=True):
+            carry_merge(old_g, old_p, first_g, first_p, step, k, words, share)
+        generate = propagate = planes
+        k = pairs + odd
+        first_g, first_p, step = k - 1, k - 1, -1
+    return torch.from_numpy(state[:, 0])
 
 
 def carries(parties: Parties, g: Tensor, p: Tensor, operation: str) -> tuple[Tensor, Tensor]:

@@ -10,13 +10,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from encml.mpc.circuits import carry, flipped, propagate_and_generate
 from encml.mpc.parties import Parties, known
 from encml.net.transport import PARTIES, Message
-from encml.ring.bits import from_plane
+from encml.ring.kernels.elementwise import NOTHING, Words, bits_less, chosen_less, kept_less, run_sums_less, turned_less
 
 WORD_BITS = 64
 
@@ -60,16 +61,18 @@ def to_arithmetic(parties: Parties, bits: SecretBits, operation: str = "compare"
     """
     r = parties.next_lead()
     shape, n = bits.shape, math.prod(bits.shape)
-    a = _first_bit(parties, bits, r, n)
-    one, two = _hand_over(parties, r, a, (n,), operation)
-    left = right = None
-    if parties.plays(r + 1):
-        b2 = _second_bit(parties, bits, r, n)
-        left = b2 + (1 - 2 * b2) * known(one)
-    if parties.plays(r + 2):
-        right = (1 - 2 * _second_bit(parties, bits, r, n)) * known(two)
-    payload = parties.reshare_pair(r + 1, left, right, (n,), operation)
-    return payload.reshape(len(payload), *shape)
+    plane, rest = bits.plane.numpy(), None
+    masks = parties.masks(r - 1, (n,))
+    if parties.plays(r):
+        rest = np.empty(n, np.int64)
+        bits_less(parties.words(plane, r), parties.words(plane, r + 1), n, known(masks), rest)
+    rest = hand_over(parties, r, rest, (n,), operation)
+    pair = parties.pair(r + 1, (n,))
+    if pair.left is not None:
+        turned_less(parties.words(plane, r + 2), n, known(rest), True, known(pair.low), pair.left)
+    if pair.right is not None:
+        turned_less(parties.words(plane, r + 2), n, known(masks), False, known(pair.high), pair.right)
+    return pair.reshare(operation).view(parties.shares_here, *shape)
 
 
 def select(
@@ -97,57 +100,37 @@ def select(
             f"bits of shape {shape} select from values of shape {tuple(payload.shape[1:])}: expand one first"
         )
     r = parties.next_lead()
-    dealt = None
-    a = _first_bit(parties, bits, r, n)
-    if a is not None:
-        total = known(parties.share(payload, r)) + known(parties.share(payload, r + 1))
-        dealt = torch.stack([a, a * total.reshape(-1)])
-    one, two = _hand_over(parties, r, dealt, (2, n), operation)
-    left = right = None
-    if parties.plays(r + 1):
-        b2, b = _second_bit(parties, bits, r, n), known(parties.share(payload, r + 2)).reshape(-1)
-        part_of_a, part_of_product = known(one)
-        own = known(parties.share(payload, r + 1)).reshape(-1)
-        left = b2 * (own + b) + (1 - 2 * b2) * (part_of_product + part_of_a * b)
-    if parties.plays(r + 2):
-        b2, b = _second_bit(parties, bits, r, n), known(parties.share(payload, r + 2)).reshape(-1)
-        part_of_a, part_of_product = known(two)
-        own = known(parties.share(payload, r)).reshape(-1)
-        right = b2 * own + (1 - 2 * b2) * (part_of_product + part_of_a * b)
-    if runs is not None:
-        left, right = _add_runs(left, shape, runs), _add_runs(right, shape, runs)
-        shape = (len(runs), *shape[1:])
-        n = math.prod(shape)
-    chosen = parties.reshare_pair(r + 1, left, right, (n,), operation)
-    return chosen.reshape(len(chosen), *shape)
+    plane, values, rest = bits.plane.numpy(), payload.numpy(), None
+    masks = parties.masks(r - 1, (2, n))
+    if parties.plays(r):
+        part = parties.words(plane, r), parties.words(plane, r + 1)
+        rest = np.empty((2, n), np.int64)
+        bits_less(*part, n, known(masks)[0], rest[0])
+        kept_less(*part, parties.words(values, r), parties.words(values, r + 1), known(masks)[1], rest[1])
+    rest = hand_over(parties, r, rest, (2, n), operation)
+    summed = runs is not None and any(length != 1 for length in runs)
+    result = (len(runs), *shape[1:]) if runs is not None else shape
+    pair = parties.pair(r + 1, (math.prod(result),))
+    for to, mask, own, parts in ((pair.left, pair.low, r + 1, rest), (pair.right, pair.high, r, masks)):
+        if to is None:
+            continue
+        shares = parties.words(values, own), parties.words(values, r + 2)
+        terms, less = (np.empty(n, np.int64), NOTHING) if summed else (to, known(mask))
+        chosen_less(parties.words(plane, r + 2), *shares, own == r + 1, *known(parts), less, terms)
+        if summed:
+            run_sums_less(terms, np.array(runs, np.int64), known(mask), to)
+    return pair.reshare(operation).view(parties.shares_here, *result)
 
 
-def _add_runs(terms: Tensor | None, shape: tuple[int, ...], runs: Sequence[int]) -> Tensor | None:
-    if terms is None or all(length == 1 for length in runs):
-        return terms
-    return torch.stack([part.sum(0) for part in torch.split(terms.view(shape), list(runs))]).view(-1)
+def hand_over(parties: Parties, r: int, rest: Words | None, shape: tuple[int, ...], operation: str) -> Words | None:
+    """What party r shares between parties r + 1 and r + 2: 1 round, 8 B an element in all.
 
-
-def _first_bit(parties: Parties, bits: SecretBits, r: int, n: int) -> Tensor | None:
-    """a, the part of every bit that party r knows, as 0 and 1 (n,); None elsewhere."""
-    if not parties.plays(r):
-        return None
-    return from_plane(known(parties.share(bits.plane, r)) ^ known(parties.share(bits.plane, r + 1)), n)
-
-
-def _second_bit(parties: Parties, bits: SecretBits, r: int, n: int) -> Tensor:
-    """b2, the part of every bit that parties r + 1 and r + 2 know, as 0 and 1 (n,)."""
-    return from_plane(known(parties.share(bits.plane, r + 2)), n)
-
-
-def _hand_over(
-    parties: Parties, r: int, values: Tensor | None, shape: tuple[int, ...], operation: str
-) -> tuple[Tensor | None, Tensor | None]:
-    """What party r knows, in two additive parts: party r + 1's and party r + 2's. 1 round, 8 B an element in all.
-
-    Party r + 2's part is a mask that it draws with party r; party r + 1 gets the rest.
+    Party r + 2's part is a mask that it draws with party r; party r + 1's is ``rest``, which party r sends it. Returns
+    party r + 1's, None where that party does not live.
     """
-    masks = parties.common(r - 1, shape)
-    rest = None if values is None else values - known(masks)
-    (got,) = parties.net.exchange([Message(r, (r + 1) % PARTIES, rest, shape, torch.int64)], operation)
-    return (got if rest is None else rest), masks
+    sent = None if rest is None else torch.from_numpy(rest)
+    (got,) = parties.net.exchange([Message(r, (r + 1) % PARTIES, sent, shape, torch.int64)], operation)
+    if rest is None and got is not None:
+        got_words: Words = got.numpy()
+        return got_words
+    return rest

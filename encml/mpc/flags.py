@@ -8,33 +8,24 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from encml.mpc.comparison import SecretBits
 from encml.mpc.multiplication import and_bits
 from encml.mpc.parties import Parties
 from encml.net.transport import PARTIES
-from encml.ring.bits import words_for
+from encml.ring.bits import flags_to_planes, planes_to_flags
 
 
 def unpacked(bits: SecretBits) -> Tensor:
     """Secret bits as flags. No communication."""
-    plane = bits.plane.contiguous()
-    flat = np.unpackbits(
-        plane.view(torch.uint8).view(len(plane), -1).numpy(), axis=1, count=math.prod(bits.shape), bitorder="little"
-    )
-    return torch.from_numpy(flat).view(len(plane), *bits.shape)
+    return planes_to_flags(bits.plane, math.prod(bits.shape)).view(bits.plane.shape[0], *bits.shape)
 
 
 def packed(flags: Tensor) -> SecretBits:
     """The inverse of ``unpacked``. No communication."""
-    shape, count = tuple(flags.shape[1:]), flags[0].numel()
-    planes = torch.zeros((len(flags), words_for(count)), dtype=torch.int64)
-    octets = np.packbits(flags.reshape(len(flags), count).numpy(), axis=1, bitorder="little")
-    planes.numpy().view(np.uint8)[:, : octets.shape[1]] = octets
-    return SecretBits(planes, shape)
+    shape = tuple(flags.shape[1:])
+    return SecretBits(flags_to_planes(flags.reshape(flags.shape[0], math.prod(shape))), shape)
 
 
 def inverted(parties: Parties, flags: Tensor) -> Tensor:

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from encml.mpc.comparison import hand_over
 from encml.mpc.parties import Parties, known
-from encml.net.transport import PARTIES, Message
+from encml.ring.kernels.elementwise import NOTHING, Words, bits_less, turned_less
 
 
 def lookup(parties: Parties, planes: Tensor, n: int, tables: Sequence[Sequence[int]], operation: str) -> list[Tensor]:
@@ -25,23 +26,25 @@ def lookup(parties: Parties, planes: Tensor, n: int, tables: Sequence[Sequence[i
     r = parties.next_lead()
     shape = (planes.shape[1], n)
     matrix = torch.tensor([list(table) for table in tables], dtype=torch.int64)
-    masks = parties.common(r - 1, shape)
-    rest = None
+    bits, rest = planes.numpy(), None
+    masks = parties.masks(r - 1, shape)
     if parties.plays(r):
-        rest = _bits(known(parties.share(planes, r)) ^ known(parties.share(planes, r + 1)), n) - known(masks)
-    (got,) = parties.net.exchange([Message(r, (r + 1) % PARTIES, rest, shape, torch.int64)], operation)
-    left = right = None
-    if parties.plays(r + 1):
-        b = _bits(known(parties.share(planes, r + 2)), n)
-        left = matrix @ ((1 - 2 * b) * known(got if rest is None else rest)).add_(b)
-    if parties.plays(r + 2):
-        b = _bits(known(parties.share(planes, r + 2)), n)
-        right = matrix @ ((1 - 2 * b) * known(masks))
+        rest = np.empty(shape, np.int64)
+        parts = parties.words(bits, r), parties.words(bits, r + 1)
+        bits_less(*parts, n, known(masks).reshape(-1), rest.reshape(-1))
+    rest = hand_over(parties, r, rest, shape, operation)
+    left, right = (
+        matrix @ torch.from_numpy(_turned(parties.words(bits, r + 2), known(parts), plus))
+        if parties.plays(party)
+        else None
+        for party, parts, plus in ((r + 1, rest, True), (r + 2, masks, False))
+    )
     payload = parties.reshare_pair(r + 1, left, right, (len(tables), n), operation)
     return list(payload.unbind(1))
 
 
-def _bits(planes: Tensor, n: int) -> Tensor:
-    """Planes (k, words) as int64 zeros and ones (k, n)."""
-    octets = planes.contiguous().numpy().view(np.uint8)
-    return torch.from_numpy(np.unpackbits(octets, axis=1, count=n, bitorder="little").astype(np.int64))
+def _turned(planes: Words, parts: Words, plus: bool) -> Words:
+    """(1 - 2b) parts (k, n) for the bits b of planes, or with ``plus`` b + (1 - 2b) parts."""
+    turned = np.empty_like(parts)
+    turned_less(planes, parts.shape[1], parts.reshape(-1), plus, NOTHING, turned.reshape(-1))
+    return turned

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from encml.mpc.parties import Parties, known
+from encml.ring.kernels.elementwise import and_masked
 from encml.ring.layout import room
 
 Bilinear = Callable[[Tensor, Tensor], Tensor]
@@ -40,8 +41,9 @@ def and_bits(parties: Parties, x: Tensor, y: Tensor, operation: str) -> Tensor:
 
     z_i = (x_i & y_i) ^ (x_i & y_{i+1}) ^ (x_{i+1} & y_i), then masked and reshared (Araki et al. 2016).
     """
-    terms = [
-        (own_x & (own_y ^ next_y)) ^ (next_x & own_y)
-        for (own_x, next_x), (own_y, next_y) in zip(parties.held(x), parties.held(y), strict=True)
-    ]
-    return parties.reshare_bits(torch.stack(terms), operation)
+    left, right = ([share.ravel() for share in payload.numpy()] for payload in (x, y))
+    payload, masks = parties.mask_rows(x.shape[1:])
+    for i, own, previous in masks:
+        following = (i + 1) % len(left)
+        and_masked(left[i], left[following], right[i], right[following], own, previous)
+    return parties.pass_back(payload, operation)

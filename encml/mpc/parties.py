@@ -18,8 +18,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,7 +28,12 @@ from encml.errors import ProtocolError
 from encml.net.ledger import Ledger
 from encml.net.rounds import SharedRounds
 from encml.net.transport import PARTIES, Message, Transport
+from encml.ring.kernels.elementwise import Integers, Words, add_masked
 from encml.ring.prg import KEY_BYTES, KeyStream, fresh_key
+
+T = TypeVar("T")
+Row = tuple[int, Words, Words]
+"""A row of masked terms in the making: its place on the party axis, its own mask, and the one to be taken off."""
 
 
 class Parties:
@@ -118,42 +124,83 @@ class Parties:
         self._roots = dict(roots)
 
     # Masks ---------------------------------------------------------------------------------------------------
+    # Every mask of every protocol comes from one of the two: ``masks`` and ``mask_rows``.
+
+    def masks(
+        self, stream: int, shape: Sequence[int], dtype: type[np.integer[Any]] = np.int64, to: Integers | None = None
+    ) -> Integers | None:
+        """The next mask that parties ``stream`` and ``stream + 1`` share; None where neither lives here.
+
+        to: contiguous memory of that shape and dtype to put it into, rather than fresh memory.
+        """
+        source = self._streams.get(stream % PARTIES)
+        if source is None:
+            return None
+        mask = np.empty(tuple(shape), dtype) if to is None else to
+        source.fill(mask)
+        return mask
 
     def common(self, stream: int, shape: Sequence[int], dtype: torch.dtype = torch.int64) -> Tensor | None:
-        """The next mask that parties ``stream`` and ``stream + 1`` share; None where neither lives here."""
-        source = self._streams.get(stream % PARTIES)
-        return None if source is None else source.words(tuple(shape), dtype)
+        """``masks`` as a tensor."""
+        if stream % PARTIES not in self._streams:
+            return None
+        mask = torch.empty(tuple(shape), dtype=dtype)
+        self.masks(stream, shape, to=mask.numpy())
+        return mask
+
+    def mask_rows(self, shape: Sequence[int], room: Words | None = None) -> tuple[Words, list[Row]]:
+        """What rows (P, *shape) are masked with before they are reshared; no communication.
+
+        Party i's mask is what stream i gives, less (or XOR) what stream i - 1 gives: uniform for each party, and zero
+        over all three. Returns memory for a payload (S, *shape), or ``room`` with the same or (P, *shape), and for
+        every party here its place, its row of that memory, flat, which holds the first part, and the second part, flat.
+        They are to be combined in this order, for a second part is memory of a row that comes later.
+        """
+        room = np.empty((self.shares_here, *shape), np.int64) if room is None else room
+        flat = [room[place : place + 1].reshape(-1) for place in range(len(room))]
+        for place, rank in enumerate(self.local):
+            self._streams[rank].fill(room[place : place + 1])
+        if self.here == PARTIES:
+            last = flat[2].copy()
+            return room, [(2, flat[2], flat[1]), (1, flat[1], flat[0]), (0, flat[0], last)]
+        previous = room[1:] if len(room) > 1 else np.empty_like(room)
+        self._streams[(self.local[0] - 1) % PARTIES].fill(previous)
+        return room, [(0, flat[0], previous.reshape(-1))]
+
+    def masked(self, rows: Tensor, room: Words | None = None) -> Words:
+        """Additive rows (P, *shape) with masks that add up to zero, in memory as ``mask_rows`` gives it."""
+        terms = rows.numpy()
+        room, masks = self.mask_rows(rows.shape[1:], room)
+        for place, own, previous in masks:
+            add_masked(terms[place].ravel(), own, previous)
+        return room
 
     def zero(self, shape: Sequence[int]) -> Tensor:
         """Rows (P, *shape) that are uniform but add up to zero over the three parties; no communication."""
-        own, previous = self._mask_rows(shape)
-        return own.sub_(previous)
-
-    def zero_bits(self, shape: Sequence[int]) -> Tensor:
-        """Rows (P, *shape) that are uniform but XOR to zero over the three parties; no communication."""
-        own, previous = self._mask_rows(shape)
-        return own.bitwise_xor_(previous)
-
-    def _mask_rows(self, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
-        shape = tuple(shape)
-        if self.here == PARTIES:
-            own = torch.empty((PARTIES, *shape), dtype=torch.int64)
-            for i in range(PARTIES):
-                own[i] = self._streams[i].words(shape)
-            return own, own.roll(1, 0)
-        rank = self.local[0]
-        own = self._streams[rank].words((1, *shape))
-        return own, self._streams[(rank - 1) % PARTIES].words((1, *shape))
+        room, masks = self.mask_rows(shape, np.empty((self.here, *shape), np.int64))
+        for _, own, previous in masks:
+            np.subtract(own, previous, out=own)
+        return torch.from_numpy(room)
 
     # Layout --------------------------------------------------------------------------------------------------
 
+    def place_of(self, index: int) -> int | None:
+        """Where share x_index (modulo 3) is in a payload, None if no party here knows it."""
+        if self.here == PARTIES:
+            return index % PARTIES
+        place = (index - self.local[0]) % PARTIES
+        return place if place < 2 else None
+
     def share(self, payload: Tensor, index: int) -> Tensor | None:
         """Share x_index (modulo 3) of a payload, None if no party here knows it."""
-        index %= PARTIES
-        if self.here == PARTIES:
-            return payload[index]
-        position = (index - self.local[0]) % PARTIES
-        return payload[position] if position < 2 else None
+        place = self.place_of(index)
+        return None if place is None else payload[place]
+
+    def words(self, payload: Tensor | Words, index: int) -> Words:
+        """Share x_index (modulo 3) of a payload, flat and contiguous: a view if that can be. It must be known here."""
+        array = payload.numpy() if isinstance(payload, Tensor) else payload
+        words: Words = array[known(self.place_of(index))].ravel()
+        return words
 
     def row(self, rank: int) -> int:
         """The position of party ``rank`` on the party axis."""
@@ -175,19 +222,20 @@ class Parties:
 
         Without the fresh mask alpha party i - 1 would learn party i's local term (Araki et al. 2016).
         """
-        return self._pass_back(self.zero(rows.shape[1:]).add_(rows), operation)
+        return self.pass_back(self.masked(rows), operation)
 
-    def reshare_bits(self, rows: Tensor, operation: str) -> Tensor:
-        """As ``reshare`` for words whose bits are XOR-shared over the rows."""
-        return self._pass_back(self.zero_bits(rows.shape[1:]).bitwise_xor_(rows), operation)
-
-    def _pass_back(self, masked: Tensor, operation: str) -> Tensor:
-        received = self.net.rotate(masked, -1, operation)
-        return masked if self.here == PARTIES else torch.cat([masked, received])
+    def pass_back(self, payload: Words, operation: str) -> Tensor:
+        """Complete a payload whose rows of the parties here are masked terms: party i sends its own to party i - 1."""
+        result = torch.from_numpy(payload)
+        if self.here == PARTIES:
+            self.net.rotate(result, -1, operation)
+        else:
+            payload[1:] = self.net.rotate(result[:1], -1, operation).numpy()
+        return result
 
     def open_rows(self, rows: Tensor, operation: str) -> Tensor:
         """Reveal the sum (*shape) of additive rows to every party; 1 round, 16 B per word and party."""
-        masked = self.zero(rows.shape[1:]).add_(rows)
+        masked = torch.from_numpy(self.masked(rows, np.empty(tuple(rows.shape), np.int64)))
         everyone = self._to_everyone(masked)
         received = self.net.exchange(everyone, operation)
         if self.here == PARTIES:
@@ -215,6 +263,10 @@ class Parties:
             if src != dst
         ]
 
+    def pair(self, first: int, shape: Sequence[int]) -> Pair:
+        """Begin to reshare what parties ``first`` and ``first`` + 1 know a term each of: see ``Pair``."""
+        return Pair(self, first, tuple(shape))
+
     def reshare_pair(
         self,
         first: int,
@@ -227,37 +279,81 @@ class Parties:
     ) -> Tensor:
         """x = left + right (or XOR), known to party ``first`` and party ``first + 1``, to a fresh payload (S, *shape).
 
-        With p = first and PRG_i the stream of parties i and i + 1:
-            x_p     = PRG_{p-1}                              known to p - 1 and p
-            x_{p+2} = PRG_{p+1}                              known to p + 1 and p + 2
-            x_{p+1} = (left - x_p) + (right - x_{p+2})       p and p + 1 tell each other their bracket
-        1 round, 16 B per word in all, party p + 2 silent; each bracket is masked by a stream its receiver lacks.
+        1 round, 16 B per word in all: see ``Pair``.
         """
-        shape = tuple(shape)
-        low, high = self.common(first - 1, shape), self.common(first + 1, shape)
-        ours = None if left is None else _remove(left, low, xor)
-        theirs = None if right is None else _remove(right, high, xor)
-        one, two = first % PARTIES, (first + 1) % PARTIES
-        to_two, to_one = self.net.exchange(
-            [Message(one, two, ours, shape, torch.int64), Message(two, one, theirs, shape, torch.int64)], operation
+        pair, remove = self.pair(first, shape), np.bitwise_xor if xor else np.subtract
+        if pair.left is not None:
+            remove(known(left).numpy().ravel(), known(pair.low), out=pair.left)
+        if pair.right is not None:
+            remove(known(right).numpy().ravel(), known(pair.high), out=pair.right)
+        return pair.reshare(operation, xor=xor)
+
+
+class Pair:
+    """x = left + right (or XOR), known to party p = ``first`` and party p + 1, on the way to a fresh payload.
+
+    With PRG_i the stream of parties i and i + 1:
+        x_p     = PRG_{p-1}                              known to p - 1 and p
+        x_{p+2} = PRG_{p+1}                              known to p + 1 and p + 2
+        x_{p+1} = (left - x_p) + (right - x_{p+2})       p and p + 1 tell each other their bracket
+    1 round, 16 B per word in all, party p + 2 silent; each bracket is masked by a stream its receiver lacks.
+
+    Whoever holds one of these writes left - ``low`` to ``left`` and right - ``high`` to ``right`` (or XOR), flat, where
+    they are not None, and then calls ``reshare``.
+    """
+
+    __slots__ = ("_first", "_parties", "_payload", "_shape", "high", "left", "low", "right")
+
+    def __init__(self, parties: Parties, first: int, shape: tuple[int, ...]) -> None:
+        self._parties, self._first, self._shape = parties, first, shape
+        self._payload: Words = np.empty((parties.shares_here, *shape), np.int64)
+        self.low, self.high = self._mask(first - 1), self._mask(first + 1)
+        middle = self._slot(first + 1)
+        self.left = middle if parties.plays(first) else None
+        self.right = None
+        if parties.plays(first + 1):
+            self.right = middle if self.left is None else np.empty_like(self.left)
+
+    def _slot(self, index: int) -> Words | None:
+        place = self._parties.place_of(index)
+        return None if place is None else self._payload[place : place + 1].reshape(-1)
+
+    def _mask(self, stream: int) -> Words | None:
+        """Stream i's mask is share i + 1."""
+        place = self._parties.place_of(stream + 1)
+        if place is None:
+            return None
+        self._parties.masks(stream, (1, *self._shape), to=self._payload[place : place + 1])
+        return self._slot(stream + 1)
+
+    def reshare(self, operation: str, *, xor: bool = False) -> Tensor:
+        """Exchange the brackets, and return the payload (S, *shape)."""
+        one, two = self._first % PARTIES, (self._first + 1) % PARTIES
+        to_two, to_one = self._parties.net.exchange(
+            [self._message(one, two, self.left), self._message(two, one, self.right)], operation
         )
-        brackets = (ours, to_one) if ours is not None else (theirs, to_two)
-        middle: Tensor | None = None
-        if ours is not None or theirs is not None:
-            a, b = known(brackets[0]), known(brackets[1])
-            middle = a ^ b if xor else a + b
-        return self.assemble([low, middle, high], first)
+        add = np.bitwise_xor if xor else np.add
+        if self.left is not None:
+            add(self.left, flat(to_one) if self.right is None else self.right, out=self.left)
+        elif self.right is not None:
+            add(self.right, flat(to_two), out=self.right)
+        return torch.from_numpy(self._payload)
+
+    def _message(self, source: int, destination: int, bracket: Words | None) -> Message:
+        payload = None if bracket is None else torch.from_numpy(bracket.reshape(self._shape))
+        return Message(source, destination, payload, self._shape, torch.int64)
 
 
-def known(share: Tensor | None) -> Tensor:
+def known(share: T | None) -> T:
     """A share that this process must hold at this step; its absence is a bug in a protocol."""
     if share is None:
         raise ProtocolError("a protocol step used a share that no party in this process holds")
     return share
 
 
-def _remove(value: Tensor, mask: Tensor | None, xor: bool) -> Tensor:
-    return value ^ known(mask) if xor else value - known(mask)
+def flat(received: Tensor | None) -> Integers:
+    """The elements of a message that this process must have received, flat and contiguous."""
+    return known(received).numpy().ravel()
 
 
 def _derived(root: bytes, context: bytes) -> bytes:

@@ -17,15 +17,25 @@ bit: Dalskov, Escudero and Keller 2020. One party dealing the triple, and the de
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor
 
-from encml.mpc.parties import Parties, known
+from encml.mpc.parties import Parties, flat, known
 from encml.net.transport import PARTIES, Message
-from encml.ring.bits import pack_bits, unpack_bits
 from encml.ring.fixed import RANGE_BITS
+from encml.ring.kernels.elementwise import NOTHING, Words, deal_product, open_sign, shifted_first, shifted_second
 
 MAX_SHIFT = 48
+_TYPES: tuple[tuple[int, type[np.signedinteger[Any]], torch.dtype], ...] = (
+    (16, np.int16, torch.int16),
+    (32, np.int32, torch.int32),
+    (64, np.int64, torch.int64),
+)
+"""What holds a number modulo 2^m, for m up to so many bits."""
 
 
 def truncate_rows(parties: Parties, rows: Tensor, m: int, operation: str = "truncate") -> Tensor:
@@ -35,16 +45,17 @@ def truncate_rows(parties: Parties, rows: Tensor, m: int, operation: str = "trun
     """
     p = parties.next_lead()
     shape = tuple(rows.shape[1:])
-    rows = parties.zero(shape).add_(rows)
+    masked = parties.masked(rows, np.empty(tuple(rows.shape), np.int64)).reshape(parties.here, -1)
     last, middle = (p + 2) % PARTIES, (p + 1) % PARTIES
-    z_last = rows[parties.row(last)].contiguous() if parties.plays(last) else None
-    deal = _Deal(parties, p, rows[0].numel(), m)
-    moved, c1 = parties.net.exchange([Message(last, middle, z_last, shape, torch.int64), deal.message()], operation)
-    x0 = rows[parties.row(p)].reshape(-1) if parties.plays(p) else None
-    x1 = rows[parties.row(middle)].reshape(-1) + known(moved).view(-1) if parties.plays(middle) else None
-    deal.mask(x0, x1)
+    deal = _Deal(parties, p, math.prod(shape), m)
+    if parties.plays(p):
+        deal.open_first(masked[parties.row(p)])
+    z_last = torch.from_numpy(masked[parties.row(last)]) if parties.plays(last) else None
+    moved, c1 = parties.net.exchange([Message(last, middle, z_last, (deal.n,), torch.int64), deal.message()], operation)
+    if parties.plays(middle):
+        deal.open_second(masked[parties.row(middle)], flat(moved))
     e, d = parties.net.exchange(deal.openings(), operation)
-    return _finish(parties, deal, c1, e, d, shape, operation)
+    return deal.finish(c1, e, d, operation).view(parties.shares_here, *shape)
 
 
 def truncate(parties: Parties, payload: Tensor, m: int, operation: str = "truncate") -> Tensor:
@@ -54,17 +65,17 @@ def truncate(parties: Parties, payload: Tensor, m: int, operation: str = "trunca
     share is constant, as in a value just shared by one party.
     """
     p = parties.next_lead()
-    shape = tuple(payload.shape[1:])
-    deal = _Deal(parties, p, payload[0].numel(), m)
-    split = parties.common(p, (deal.n,))
-    x0 = x1 = None
-    if parties.plays(p):
-        x0 = (known(parties.share(payload, p)) + known(parties.share(payload, p + 1))).reshape(-1) + known(split)
+    shape, values = tuple(payload.shape[1:]), payload.numpy()
+    deal = _Deal(parties, p, math.prod(shape), m)
+    split = parties.masks(p, (deal.n,))
     if parties.plays(p + 1):
-        x1 = known(parties.share(payload, p + 2)).reshape(-1) - known(split)
-    deal.mask(x0, x1)
+        # Where party p lives here, too, it needs the same mask.
+        own = known(split).copy() if parties.plays(p) else known(split)
+        deal.open_second(own, parties.words(values, p + 2), minus=True)
+    if parties.plays(p):
+        deal.open_first(known(split), parties.words(values, p), parties.words(values, p + 1))
     c1, e, d = parties.net.exchange([deal.message(), *deal.openings()], operation)
-    return _finish(parties, deal, c1, e, d, shape, operation)
+    return deal.finish(c1, e, d, operation).view(parties.shares_here, *shape)
 
 
 class _Deal:
@@ -74,63 +85,48 @@ class _Deal:
         if not 0 < m <= MAX_SHIFT:
             raise ValueError(f"a truncation shifts by 1 to {MAX_SHIFT} bits, found {m}")
         self.parties, self.p, self.n, self.m = parties, p, elements, m
-        self.dtype = torch.int16 if m <= 16 else torch.int32 if m <= 32 else torch.int64
-        packed = (-(-elements // 8),)
-        self.a = parties.common(p + 2, packed, torch.uint8)
-        self.c0 = parties.common(p + 2, (elements,), self.dtype)
-        self.b = parties.common(p + 1, packed, torch.uint8)
-        self.e: Tensor | None = None
-        self.d: Tensor | None = None
-        self.x0: Tensor | None = None
-        self.x1: Tensor | None = None
+        self.dtype, self.sent_as = next((dtype, sent_as) for bits, dtype, sent_as in _TYPES if m <= bits)
+        self.packed = (-(-elements // 8),)
+        self.a = parties.masks(p + 2, self.packed, np.uint8)
+        self.c0 = parties.masks(p + 2, (elements,), self.dtype)
+        self.b = parties.masks(p + 1, self.packed, np.uint8)
+        self.e = np.empty(self.packed, np.uint8) if parties.plays(p) else None
+        self.d = np.empty(self.packed, np.uint8) if parties.plays(p + 1) else None
+        self.x0: Words | None = None
+        self.x1: Words | None = None
 
     def message(self) -> Message:
         """c1 = ab - c0 modulo 2^m, from party p + 2 to party p + 1; masked by c0."""
         p, c1 = self.p, None
         if self.parties.plays(p + 2):
-            c1 = unpack_bits(known(self.a) & known(self.b), self.n).to(self.dtype) - known(self.c0)
-        return Message((p + 2) % PARTIES, (p + 1) % PARTIES, c1, (self.n,), self.dtype)
+            dealt = np.empty(self.n, self.dtype)
+            deal_product(known(self.a), known(self.b), known(self.c0), dealt)
+            c1 = torch.from_numpy(dealt)
+        return Message((p + 2) % PARTIES, (p + 1) % PARTIES, c1, (self.n,), self.sent_as)
 
-    def mask(self, x0: Tensor | None, x1: Tensor | None) -> None:
-        """Set X0 and X1 where known, and the masked bits e = u0 ^ a and d = u1 ^ b."""
-        if x0 is not None:
-            self.x0 = x0 + ((1 << RANGE_BITS) + (1 << self.m) - 1)
-            self.e = pack_bits(self.x0 >= 0) ^ known(self.a)
-        if x1 is not None:
-            self.x1 = x1
-            self.d = pack_bits(self.x1 >= 0) ^ known(self.b)
+    def open_first(self, total: Words, first: Words = NOTHING, second: Words = NOTHING) -> None:
+        """Set X0 = total + first + second + 2^62 + 2^m - 1, in the place of ``total``, and e = u0 ^ a."""
+        self.x0, offset = total, (1 << RANGE_BITS) + (1 << self.m) - 1
+        open_sign(first, second, False, offset, known(self.a), total, known(self.e))
+
+    def open_second(self, total: Words, first: Words, minus: bool = False) -> None:
+        """Set X1 = first + total, or first - total with ``minus``, in the place of ``total``, and d = u1 ^ b."""
+        self.x1 = total
+        open_sign(first, NOTHING, minus, 0, known(self.b), total, known(self.d))
 
     def openings(self) -> list[Message]:
         """e to party p + 1 and d to party p: one bit an element each."""
         one, two = self.p, (self.p + 1) % PARTIES
-        shape = (-(-self.n // 8),)
-        return [Message(one, two, self.e, shape, torch.uint8), Message(two, one, self.d, shape, torch.uint8)]
+        e, d = (None if bits is None else torch.from_numpy(bits) for bits in (self.e, self.d))
+        return [Message(one, two, e, self.packed, torch.uint8), Message(two, one, d, self.packed, torch.uint8)]
 
-
-def _finish(
-    parties: Parties,
-    deal: _Deal,
-    c1: Tensor | None,
-    e: Tensor | None,
-    d: Tensor | None,
-    shape: tuple[int, ...],
-    operation: str,
-) -> Tensor:
-    n, m, p = deal.n, deal.m, deal.p
-    left = right = None
-    if deal.x0 is not None:
-        bit_e, bit_d, bit_a = (unpack_bits(known(bits), n) for bits in (deal.e, d, deal.a))
-        sign = 1 - 2 * bit_e
-        product = bit_e * bit_d + sign * (bit_d * bit_a + (1 - 2 * bit_d) * known(deal.c0))
-        left = _shift(deal.x0, m) + (product << (64 - m)) - ((1 << (64 - m)) + (1 << (RANGE_BITS - m)))
-    if deal.x1 is not None:
-        bit_e, bit_d, bit_b = (unpack_bits(known(bits), n) for bits in (e, deal.d, deal.b))
-        product = (1 - 2 * bit_d) * (bit_e * bit_b + (1 - 2 * bit_e) * known(c1))
-        right = _shift(deal.x1, m) + (product << (64 - m))
-    payload = parties.reshare_pair(p, left, right, (n,), operation)
-    return payload.view(len(payload), *shape)
-
-
-def _shift(x: Tensor, m: int) -> Tensor:
-    """Logical shift right."""
-    return (x >> m) & ((1 << (64 - m)) - 1)
+    def finish(self, c1: Tensor | None, e: Tensor | None, d: Tensor | None, operation: str) -> Tensor:
+        """What was received, to the result as a payload (S, n)."""
+        pair = self.parties.pair(self.p, (self.n,))
+        if pair.left is not None:
+            first = known(self.e), flat(d), known(self.a)
+            shifted_first(known(self.x0), self.m, *first, known(self.c0), known(pair.low), pair.left)
+        if pair.right is not None:
+            second = flat(e), known(self.d), known(self.b)
+            shifted_second(known(self.x1), self.m, *second, flat(c1), known(pair.high), pair.right)
+        return pair.reshare(operation)

@@ -7,11 +7,11 @@ that the gate needs.
 
 from __future__ import annotations
 
-import numba
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from encml.ring.kernels.elementwise import NOTHING, planes_of
 
 WORD = 64
 
@@ -23,16 +23,29 @@ def words_for(elements: int) -> int:
 
 def to_planes(values: Tensor, bits: int) -> Tensor:
     """The low ``bits`` bits of int64 ``values`` (n,) as planes (bits, words_for(n)), int64; padding bits are 0."""
-    n = values.numel()
-    planes = torch.empty((bits, words_for(n)), dtype=torch.int64)
-    if n:
-        _transpose(values.contiguous().numpy().view(np.uint64), planes.numpy().view(np.uint64))
-    return planes
+    planes = np.empty((bits, words_for(values.numel())), np.int64)
+    planes_of(values.numpy().ravel(), NOTHING, NOTHING, bits, planes.reshape(-1))
+    return torch.from_numpy(planes)
 
 
 def from_plane(plane: Tensor, elements: int) -> Tensor:
     """One plane (words,) as int64 zeros and ones (elements,)."""
-    return unpack_bits(plane.contiguous().view(torch.uint8), elements)
+    return planes_to_flags(plane[None], elements)[0].to(torch.int64)
+
+
+def flags_to_planes(flags: Tensor) -> Tensor:
+    """Flags (k, n), uint8 zeros and ones, to planes (k, words_for(n)), int64; padding bits are 0."""
+    count, n = flags.shape
+    planes = np.zeros((count, words_for(n)), np.int64)
+    octets = np.packbits(flags.numpy(), axis=1, bitorder="little")
+    planes.view(np.uint8)[:, : octets.shape[1]] = octets
+    return torch.from_numpy(planes)
+
+
+def planes_to_flags(planes: Tensor, elements: int) -> Tensor:
+    """The inverse of ``flags_to_planes``: planes (k, words) to flags (k, elements)."""
+    octets = np.ascontiguousarray(planes.numpy()).view(np.uint8)
+    return torch.from_numpy(np.unpackbits(octets, axis=1, count=elements, bitorder="little"))
 
 
 def pack_bits(flags: Tensor) -> Tensor:
@@ -43,30 +56,3 @@ def pack_bits(flags: Tensor) -> Tensor:
 def unpack_bits(packed: Tensor, elements: int) -> Tensor:
     """The inverse of ``pack_bits``, as int64 zeros and ones (elements,)."""
     return torch.from_numpy(np.unpackbits(packed.numpy(), count=elements, bitorder="little").astype(np.int64))
-
-
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator, unused-ignore]
-def _transpose(values: npt.NDArray[np.uint64], planes: npt.NDArray[np.uint64]) -> None:
-    """Transpose 64 x 64 bit blocks by halving (Warren 2013, Hacker's Delight, section 7-3)."""
-    block = np.empty(64, np.uint64)
-    for word in range(planes.shape[1]):
-        first = word * 64
-        here = min(64, values.shape[0] - first)
-        for i in range(here):
-            block[i] = values[first + i]
-        for i in range(here, 64):
-            block[i] = np.uint64(0)
-        width = 32
-        mask = np.uint64(0x00000000FFFFFFFF)
-        while width:
-            shift = np.uint64(width)
-            i = 0
-            while i < 64:
-                swap = ((block[i] >> shift) ^ block[i + width]) & mask
-                block[i] ^= swap << shift
-                block[i + width] ^= swap
-                i = (i + width + 1) & ~width
-            width >>= 1
-            mask ^= mask << np.uint64(width)
-        for bit in range(planes.shape[0]):
-            planes[bit, word] = block[bit]

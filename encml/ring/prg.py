@@ -6,16 +6,17 @@ the same order. A stream never rewinds, so no mask is used twice under a key.
 
 from __future__ import annotations
 
-import math
 import os
+from typing import Any
 
-import numpy as np
+import numpy.typing as npt
 import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from torch import Tensor
 
 KEY_BYTES = 16
-_ZEROS = bytes(1 << 16)
+_ZEROS = memoryview(bytes(1 << 16))
+"""What is encrypted at one time: it and its cipher text stay in the cache."""
 
 
 def fresh_key() -> bytes:
@@ -41,16 +42,18 @@ class KeyStream:
     def __repr__(self) -> str:
         return "KeyStream(...)"
 
-    def fill(self, out: memoryview) -> None:
-        """Overwrite ``out`` (bytes) with the next len(out) bytes of the stream."""
-        self.drawn += len(out)
-        for start in range(0, len(out), len(_ZEROS)):
-            part = out[start : start + len(_ZEROS)]
-            self._encryptor.update_into(memoryview(_ZEROS)[: len(part)], part)
+    def fill(self, out: npt.NDArray[Any]) -> None:
+        """Overwrite a contiguous array of integers with the next bytes of the stream: each uniform over its range."""
+        if not out.size:
+            return
+        data = out.data.cast("B")
+        self.drawn += len(data)
+        for start in range(0, len(data), len(_ZEROS)):
+            part = data[start : start + len(_ZEROS)]
+            self._encryptor.update_into(_ZEROS[: len(part)], part)
 
     def words(self, shape: tuple[int, ...], dtype: torch.dtype = torch.int64) -> Tensor:
         """A tensor of ``shape`` whose integers are uniform over the whole range of ``dtype``."""
-        out = torch.empty(math.prod(shape), dtype=dtype)
-        if out.numel():
-            self.fill(out.numpy().view(np.uint8).data)
-        return out.view(shape)
+        out = torch.empty(shape, dtype=dtype)
+        self.fill(out.numpy())
+        return out

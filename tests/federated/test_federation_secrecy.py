@@ -13,6 +13,7 @@ half-byte of every message. Each tampered version, with one mask taken out, must
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,11 +26,12 @@ from torch import Tensor
 from encml.federated import sealing
 from encml.federated.aggregation import AggregationSettings, SecureAggregator
 from encml.federated.sealing import Envelope, UploadContext, seal, split, unseal
-from encml.mpc import dealing
+from encml.mpc import circuits, dealing, multiplication
 from encml.mpc.dealing import Parcel
-from encml.mpc.parties import Parties
+from encml.mpc.parties import Parties, Row
 from encml.net.local import LocalTransport
 from encml.privacy import wraparound
+from encml.ring.kernels.elementwise import Integers, Words
 from encml.ring.prg import KeyStream, fresh_key
 
 D = 3
@@ -122,22 +124,42 @@ def test_what_a_party_receives_does_not_depend_on_an_update(party: int) -> None:
 
 
 def without_zero_masks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Parties, "zero", lambda self, shape: torch.zeros((3, *shape), dtype=torch.int64))
+    original = Parties.mask_rows
+
+    def mask_rows(self: Parties, *arguments: Any) -> tuple[Words, list[Row]]:
+        room, rows = original(self, *arguments)
+        room[...] = 0
+        return room, [(place, own, np.zeros_like(own)) for place, own, _ in rows]
+
+    monkeypatch.setattr(Parties, "mask_rows", mask_rows)
 
 
 def without_zero_masks_on_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Parties, "zero_bits", lambda self, shape: torch.zeros((3, *shape), dtype=torch.int64))
+    """The masks are the last two things that the loops of AND gates are given."""
+
+    def bare(gates: Callable[..., None]) -> Callable[..., None]:
+        def call(*arguments: Any) -> None:
+            *inputs, own, previous = arguments
+            own[...] = 0
+            gates(*inputs, own, np.zeros_like(previous))
+
+        return call
+
+    monkeypatch.setattr(multiplication, "and_masked", bare(multiplication.and_masked))
+    monkeypatch.setattr(circuits, "carry_gates", bare(circuits.carry_gates))
 
 
 def with_one_common_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every mask is one that all parties know."""
-    original = Parties.common
+    original = Parties.masks
 
-    def common(self: Parties, stream: int, shape: Sequence[int], dtype: torch.dtype = torch.int64) -> Tensor | None:
-        original(self, stream, shape, dtype)
-        return torch.ones(tuple(shape), dtype=dtype)
+    def masks(self: Parties, *arguments: Any, **options: Any) -> Integers | None:
+        mask = original(self, *arguments, **options)
+        if mask is not None:
+            mask[...] = 1
+        return mask
 
-    monkeypatch.setattr(Parties, "common", common)
+    monkeypatch.setattr(Parties, "masks", masks)
 
 
 @pytest.mark.usefixtures("few_directions")

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -47,6 +48,9 @@ class Frozen:
         if _holds_bits(shape[-1], dtype):
             constants = -(constants & 1)
         return constants.to(dtype).repeat_interleave(shape[-1] // GROUPS, -1)
+
+    def fill(self, out: npt.NDArray[Any]) -> None:
+        out[...] = self.words(out.shape, torch.from_numpy(out).dtype).numpy()
 
 
 def _holds_bits(length: int, dtype: torch.dtype) -> bool:

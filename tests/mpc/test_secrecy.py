@@ -6,7 +6,7 @@ that its receiver knows, and asserts that the same test finds it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,11 +22,12 @@ from encml.mpc.comparison import invert, negative, select, to_arithmetic
 from encml.mpc.functions.exponent import exponents
 from encml.mpc.lookup import lookup
 from encml.mpc.multiplication import and_bits, product
-from encml.mpc.parties import Parties, known
+from encml.mpc.parties import Parties, Row, known
 from encml.mpc.pending import negative_rows, scale_rows, select_rows
 from encml.mpc.truncation import truncate, truncate_rows
 from encml.net.local import LocalTransport
 from encml.ring.bits import unpack_bits
+from encml.ring.kernels.elementwise import Integers, Words
 from encml.ring.prg import KeyStream
 
 RING = ((0,), (2**62 - 2**20 - 1,), (-(2**61) - 0x123456789ABCDEF,))
@@ -184,25 +185,29 @@ def tampered(which: int, shift: int) -> Tamper:
 
     def tamper(parties: Parties) -> None:
         count = iter(range(1000))
-        common, mask_rows = parties.common, parties._mask_rows
+        masks, mask_rows = parties.masks, parties.mask_rows
 
-        def tampered_common(stream: int, shape: Sequence[int], dtype: torch.dtype = torch.int64) -> Tensor | None:
+        def tampered_masks(stream: int, *arguments: Any, **options: Any) -> Integers | None:
             if next(count) != which:
-                return common(stream, shape, dtype)
-            mask = common(stream + shift, shape, dtype)
-            return mask if shift else torch.zeros_like(known(mask))
-
-        def tampered_rows(shape: Sequence[int]) -> tuple[Tensor, Tensor]:
-            own, previous = mask_rows(shape)
-            if next(count) != which:
-                return own, previous
+                return masks(stream, *arguments, **options)
+            mask = known(masks(stream + shift, *arguments, **options))
             if not shift:
-                return torch.zeros_like(own), torch.zeros_like(previous)
-            # Row i goes to party i - 1, who holds streams i - 1 and i - 2.
-            return (torch.zeros_like(own), previous) if shift == 1 else (own.roll(1, 0), previous.roll(1, 0))
+                mask[...] = 0
+            return mask
 
-        parties.common = tampered_common  # type: ignore[method-assign]
-        parties._mask_rows = tampered_rows  # type: ignore[method-assign]
+        def tampered_rows(*arguments: Any) -> tuple[Words, list[Row]]:
+            room, rows = mask_rows(*arguments)
+            if next(count) != which:
+                return room, rows
+            # Row i goes to party i - 1, who holds streams i - 1 and i - 2: what is that party's own mask, or taken off.
+            own, previous = ({place: row[k].copy() for place, *row in rows} for k in (0, 1))
+            for place, row, _ in rows:
+                row[...] = own[(place - 1) % 3] if shift == 2 else 0
+                previous[place] = (0 * own[place], previous[place], own[(place - 2) % 3])[shift]
+            return room, [(place, row, previous[place]) for place, row, _ in rows]
+
+        parties.masks = tampered_masks  # type: ignore[method-assign]
+        parties.mask_rows = tampered_rows  # type: ignore[method-assign]
 
     return tamper
 
@@ -227,18 +232,16 @@ def test_every_mask_drawn_is_among_those_taken_out(name: str) -> None:
     drawn = 0
 
     def count(parties: Parties) -> None:
-        common, mask_rows = parties.common, parties._mask_rows
-
-        def counted(function: Callable[..., object]) -> Callable[..., object]:
-            def call(*arguments: object) -> object:
+        def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*arguments: Any, **options: Any) -> Any:
                 nonlocal drawn
                 drawn += 1
-                return function(*arguments)
+                return function(*arguments, **options)
 
             return call
 
-        parties.common = counted(common)  # type: ignore[method-assign, assignment]
-        parties._mask_rows = counted(mask_rows)  # type: ignore[method-assign, assignment]
+        parties.masks = counted(parties.masks)  # type: ignore[method-assign]
+        parties.mask_rows = counted(parties.mask_rows)  # type: ignore[method-assign]
 
     received(CASES[name], 2, 0, 0, count)
     assert drawn == len(CASES[name].draws)
@@ -280,14 +283,19 @@ def test_a_mask_used_twice_is_noticed() -> None:
     """Each message alone is uniform; their difference is not."""
 
     def tamper(parties: Parties) -> None:
-        mask_rows = parties._mask_rows
-        kept: list[tuple[Tensor, Tensor]] = []
+        mask_rows = parties.mask_rows
+        kept: list[list[Words]] = []
 
-        def same_rows(shape: Sequence[int]) -> tuple[Tensor, Tensor]:
-            kept.append(mask_rows(shape))
-            return kept[0][0].clone(), kept[0][1].clone()
+        def same_rows(*arguments: Any) -> tuple[Words, list[Row]]:
+            room, rows = mask_rows(*arguments)
+            kept.append([part.copy() for _, *row in rows for part in row])
+            for (_, own, _), first in zip(rows, kept[0][::2], strict=True):
+                own[...] = first
+            return room, [
+                (place, own, taken.copy()) for (place, own, _), taken in zip(rows, kept[0][1::2], strict=True)
+            ]
 
-        parties._mask_rows = same_rows  # type: ignore[method-assign]
+        parties.mask_rows = same_rows  # type: ignore[method-assign]
 
     def run(parties: Parties, inputs: Inputs) -> None:
         x, y = inputs.payload(0), inputs.payload(1)

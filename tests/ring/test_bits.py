@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from encml.ring.bits import from_plane, pack_bits, to_planes, unpack_bits, words_for
+from encml.ring.bits import flags_to_planes, from_plane, pack_bits, planes_to_flags, to_planes, unpack_bits, words_for
 
 RING = st.integers(-(2**63), 2**63 - 1)
 
@@ -65,3 +65,19 @@ def test_pack_is_little_endian_and_unpack_inverts_it(flags: list[bool]) -> None:
     assert packed.dtype == torch.uint8
     assert packed.tolist() == expected
     assert unpack_bits(packed, len(flags)).tolist() == [int(flag) for flag in flags]
+
+
+@settings(deadline=None)
+@given(st.lists(st.lists(st.integers(0, 1), min_size=130, max_size=130), max_size=4), st.integers(0, 130))
+def test_flags_to_planes_and_back(flags: list[list[int]], n: int) -> None:
+    rows = torch.tensor([row[:n] for row in flags], dtype=torch.uint8).view(len(flags), n)
+    planes = flags_to_planes(rows)
+    assert planes.shape == (len(flags), words_for(n))
+    for j, row in enumerate(rows):
+        assert torch.equal(planes[j], to_planes(row.to(torch.int64), 1)[0])
+    assert torch.equal(planes_to_flags(planes, n), rows)
+
+
+def test_strided_planes_and_flags() -> None:
+    flags = torch.arange(2 * 3 * 100).view(3, 2, 100).remainder(3).eq(0).to(torch.uint8)[:, 1]
+    assert torch.equal(planes_to_flags(flags_to_planes(flags).t().contiguous().t(), 100), flags)
