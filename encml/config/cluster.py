@@ -20,6 +20,8 @@ from pydantic import Field, model_validator
 from encml.config.loading import Config, load_yaml
 
 Port = Annotated[int, Field(ge=1, le=65535)]
+LEAST_WHOLE_BITS = 4
+"""How many bits a declared range of comparisons has at least beyond the fraction."""
 Seconds = Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)]
 
 
@@ -58,7 +60,8 @@ class ClusterConfig(Config):
     ``timeout``: seconds without any progress after which a peer counts as stalled; longer than the longest local
     computation between two messages. ``connect_timeout``: seconds that a party waits for the others to appear.
     ``threads``: compute threads a party uses. ``max_request_bytes``: largest request body that a party accepts
-    from an owner or a client.
+    from an owner or a client. ``comparison_bits``: the declared range of what is compared, see ``encml.Session``;
+    default: all that fixed point can hold.
     """
 
     parties: tuple[PartyConfig, PartyConfig, PartyConfig]
@@ -67,8 +70,18 @@ class ClusterConfig(Config):
     timeout: Seconds = 10.0
     connect_timeout: Seconds = 30.0
     fraction_bits: int = Field(default=16, ge=8, le=24)
+    comparison_bits: int | None = Field(default=None, ge=12, le=64)
     threads: int = Field(default=1, ge=1, le=1024)
     max_request_bytes: int = Field(default=256 * 2**20, ge=1024)
+
+    @model_validator(mode="after")
+    def _comparisons_have_whole_bits(self) -> ClusterConfig:
+        if self.comparison_bits is not None and self.comparison_bits < self.fraction_bits + LEAST_WHOLE_BITS:
+            raise ValueError(
+                f"comparison_bits is {self.comparison_bits}, fraction_bits {self.fraction_bits}: a sign and whole bits "
+                f"need at least {LEAST_WHOLE_BITS} more than the fraction"
+            )
+        return self
 
     @model_validator(mode="after")
     def _addresses_differ(self) -> ClusterConfig:

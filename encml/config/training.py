@@ -169,6 +169,16 @@ class TrainingConfig(Config):
                 f"privacy.delta: {self.privacy.delta} is no protection for {train} images: it allows one image to be "
                 f"published outright; choose it below 1 / data.train_images = {1 / train:.3g}"
             )
+        if self.privacy is not None and self.reveal.loss_every is not None:
+            raise ValueError(
+                f"reveal.loss_every: {self.reveal.loss_every} shows what the noise of privacy is to hide, the loss on "
+                "training images; leave it out (null)"
+            )
+        if self.inference is not None and self.inference.transport != "tls":
+            raise ValueError(
+                f"inference.transport: {self.inference.transport} has no shares to serve from; predictions from a "
+                "training's shares come from three processes: tls"
+            )
         tests = self.data.test_images
         if self.inference is not None and tests is not None and self.inference.images > tests:
             raise ValueError(f"inference.images: {self.inference.images} is more than data.test_images: {tests}")

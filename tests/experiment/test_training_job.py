@@ -22,6 +22,7 @@ from encml.experiment.training.owners import Part, cut, used_data
 from encml.experiment.training.plaintext import train_plainly
 from encml.mpc.session import Session
 from encml.net.local import LocalTransport, Tap
+from encml.privacy.accounting import Accountant
 from encml.serving import load_model_shares
 
 
@@ -82,10 +83,15 @@ def test_it_learns_what_plaintext_training_learns(tmp_path: Path) -> None:
     assert len(load_model_shares(tmp_path / "run" / "model")) == 3
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.5])
-def test_interrupted_it_goes_on_bit_for_bit(momentum: float, tmp_path: Path) -> None:
+PRIVACY = {"noise_multiplier": 0.8, "delta": 1e-3, "max_grad_norm": 1.0}
+
+
+@pytest.mark.parametrize(("momentum", "private"), [(0.0, False), (0.5, False), (0.5, True)])
+def test_interrupted_it_goes_on_bit_for_bit(momentum: float, private: bool, tmp_path: Path) -> None:
     steps = {"epochs": 2, "batch_size": 10, "learning_rate": 0.125, "momentum": momentum}
     config = small_training(tmp_path, training=steps)
+    if private:
+        config = small_training(tmp_path, training=steps, privacy=PRIVACY, reveal={"accuracy": "epoch"})
     _, parts = prepared(config)
     whole, part = tmp_path / "whole", tmp_path / "part"
     expected = train(config, whole, parts)[-1]
@@ -101,6 +107,7 @@ def test_interrupted_it_goes_on_bit_for_bit(momentum: float, tmp_path: Path) -> 
     assert (found.resumed, expected.resumed) == ((4, 8), ())
     assert found.losses == expected.losses
     assert found.accuracy == expected.accuracy
+    assert found.privacy == expected.privacy
     for step in (10, 12):
         one, other = stored(whole, step), stored(part, step)
         assert one.keys() == other.keys()
@@ -112,6 +119,22 @@ def test_interrupted_it_goes_on_bit_for_bit(momentum: float, tmp_path: Path) -> 
     assert {name: again[name] for name in training if name not in ("resume", "load", "save")} == {
         name: cost for name, cost in training.items() if name not in ("resume", "load", "save")
     }
+
+
+def test_under_privacy_every_step_is_accounted_for(tmp_path: Path) -> None:
+    config = small_training(tmp_path, privacy=PRIVACY, reveal={"accuracy": "end", "model": True})
+    _, parts = prepared(config)
+    done = train(config, tmp_path / "one", parts)[-1]
+    assert isinstance(done, Done)
+    accountant = Accountant("prv", PRIVACY["delta"])
+    accountant.step(PRIVACY["noise_multiplier"], 10 / 60, 12)
+    assert done.privacy.epsilon == pytest.approx(accountant.epsilon())
+    assert (done.privacy.unit, done.privacy.noise_multiplier) == ("example", 0.8)
+    assert "Poisson sample" in done.privacy.sentence
+    # Noise and samples are those of the run, not of the public seed.
+    train(config, tmp_path / "other", parts)
+    one, other = (torch.load(tmp_path / name / PLAIN) for name in ("one", "other"))
+    assert all(float((one[name] - other[name]).abs().max()) > 0.01 for name in one)
 
 
 def test_another_run_has_other_masks(tmp_path: Path) -> None:

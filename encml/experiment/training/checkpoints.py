@@ -7,7 +7,7 @@ owner's data are, and the step. If one of these is another one, the run is refus
 
 | file in a process's folder | holds |
 |---|---|
-| roots.safetensors | the roots of this process's streams of masks; digests of everybody's data |
+| roots.safetensors | the roots of this process's masks and of its parties' noise; digests of everybody's data |
 | step-<n>.pt | its shares of weights and optimizer after n steps, and what has been revealed; the last two are kept |
 """
 
@@ -36,6 +36,7 @@ from encml.experiment.files import remove_unfinished, write_file
 from encml.experiment.training.owners import Part, digest
 from encml.mpc.session import Session
 from encml.net.transport import PARTIES
+from encml.ring.prg import KEY_BYTES, fresh_key
 
 ROOTS = "roots.safetensors"
 KEPT = 2
@@ -58,10 +59,12 @@ class Checkpoints:
         self._folder, self._session = folder, session
         parties = session.parties
         stored = self._read_roots()
+        noise = {rank: fresh_key() for rank in parties.local}
         told = parties.tell_all(torch.full((parties.here, 1), int(stored is not None)), "resume")
         goes_on = bool(told.all())
         if goes_on and stored is not None:
-            parties.replace_roots({int(name[5:]): _bytes(x) for name, x in stored.items() if name.startswith("root-")})
+            parties.replace_roots(_keys(stored, "root"))
+            noise = _keys(stored, "noise")
         roots = parties.roots
         own = [digest(parts[rank], roots[(rank - 1) % PARTIES] + roots[rank]) for rank in parties.local]
         inputs = parties.tell_all(torch.stack([_words(x) for x in own]), "resume")
@@ -75,13 +78,20 @@ class Checkpoints:
         else:
             for path in self._found().values():
                 path.unlink()
-            kept = {f"root-{stream}": torch.tensor(list(root), dtype=torch.uint8) for stream, root in roots.items()}
+            kept = {f"root-{stream}": _tensor(key) for stream, key in roots.items()}
+            kept |= {f"noise-{rank}": _tensor(key) for rank, key in noise.items()}
             write_file(folder / ROOTS, save({**kept, "inputs": inputs}), private=True)
         self._context = hashlib.blake2b(f"{about}\n{_program()}".encode() + _bytes(inputs)).digest()
+        self._noise = [noise[rank] for rank in parties.local]
 
     def begin(self, phase: str) -> None:
         """Begin the masks of one phase of the run; the same phase of the same run has the same again."""
         self._session.rekey(self._context + phase.encode())
+
+    @property
+    def noise_keys(self) -> list[bytes]:
+        """For each party in this process the key of its noise in this run: known to it alone, the same each time."""
+        return [hashlib.blake2b(self._context, key=key, digest_size=KEY_BYTES).digest() for key in self._noise]
 
     def latest(self) -> int:
         """After how many steps all parties have a checkpoint; 0 for none. 1 round."""
@@ -130,6 +140,15 @@ class Checkpoints:
         except (SafetensorError, OSError) as error:
             raise ConfigError(f"{path}: damaged ({type(error).__name__}): start anew with --fresh") from None
         return stored
+
+
+def _keys(stored: Mapping[str, Tensor], kind: str) -> dict[int, bytes]:
+    names = [name for name in stored if name.startswith(f"{kind}-")]
+    return {int(name.removeprefix(f"{kind}-")): _bytes(stored[name]) for name in names}
+
+
+def _tensor(key: bytes) -> Tensor:
+    return torch.tensor(list(key), dtype=torch.uint8)
 
 
 def _words(content: bytes) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
-from encml.experiment.metrics import OperationCost, Record
+from encml.experiment.metrics import OperationCost, Privacy, Record
 
 
 class Phase(Record):
@@ -53,8 +53,7 @@ class Done(Record):
     """Sharing data and weights, before the first step."""
     training: tuple[OperationCost, ...]
     testing: tuple[OperationCost, ...]
-    epsilon: float | None
-    statement: str | None
+    privacy: Privacy
 
 
 Event = Phase | Step | Accuracy | Done

@@ -18,13 +18,15 @@ from torch import Tensor, nn
 from encml.config.training import TrainingConfig
 from encml.errors import DataError
 from encml.experiment.folder import MODEL
-from encml.experiment.metrics import operation_costs
+from encml.experiment.metrics import Privacy, operation_costs
 from encml.experiment.training.checkpoints import Checkpoints
 from encml.experiment.training.events import Accuracy, Done, Listener, Phase, Step
 from encml.experiment.training.owners import Part, Rows, count_right, share_rows
 from encml.models import NETWORKS
 from encml.mpc.session import Session
 from encml.net.ledger import Cost
+from encml.privacy.accounting import PrivacyStatement
+from encml.privacy.encrypted import PrivateTraining
 from encml.serving import save_trained_shares
 from encml.tensor import SharedTensor, share
 
@@ -136,6 +138,7 @@ class TrainingJob:
         optimizer = torch.optim.SGD(
             model.parameters(), lr=config.training.learning_rate, momentum=config.training.momentum
         )
+        private = self._private(model, optimizer, len(train), checkpoints.noise_keys)
         self._book("sharing")
         first = checkpoints.latest()
         if first:
@@ -143,15 +146,66 @@ class TrainingJob:
             state = checkpoints.load(first)
             model.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
+            if private is not None:
+                private.load_state_dict(json.loads(state["privacy"]))
             self._history = _History.loads(state["history"])
             self._history.resumed.append(first)
             self._booked = session.ledger.costs.copy()
         checkpoints.begin(f"train {first}")
-        self._train(model, optimizer, train, test, first, checkpoints)
+        epoch, steps = steps_of(config, len(train))
+        self._tell(Phase(text=f"training on secrets: {steps} steps of {config.training.batch_size}"))
+        public, begun = list(batches(config, len(train))), time.perf_counter()
+        for step in range(first + 1, steps + 1):
+            loss: Tensor | None = None
+            # The loop, as without secrets. A Poisson sample may be empty: its step, noise alone, is then taken already.
+            for chosen in [public[step - 1]] if private is None else private.batches(1):
+                optimizer.zero_grad()
+                loss = F.cross_entropy(model(train.images[chosen]), train.labels[chosen])
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+            revealed = self._loss(step, loss)
+            self._tell(Step(step=step, seconds=time.perf_counter() - begun, since=first, loss=revealed))
+            self._book("training")
+            ends = step == steps or step % epoch == 0
+            if test is not None and (step == steps or (ends and config.reveal.accuracy == "epoch")):
+                self._test(model, test, step)
+            if ends or step % config.checkpoint_every == 0:
+                state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+                if private is not None:
+                    state["privacy"] = json.dumps(private.state_dict())
+                checkpoints.save(step, {**state, "history": self._history.dumps()})
+                checkpoints.begin(f"train {step}")
+        if private is not None:
+            private.remove()
+        self._finish(model, train, _privacy(private))
+
+    def _private(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, rows: int, noise_keys: list[bytes]
+    ) -> PrivateTraining | None:
+        """What makes the steps private, if the configuration asks for it."""
+        privacy, training = self._config.privacy, self._config.training
+        if privacy is None:
+            return None
+        return PrivateTraining(
+            model,
+            optimizer,
+            examples=rows,
+            batch_size=training.batch_size,
+            max_grad_norm=privacy.max_grad_norm,
+            delta=privacy.delta,
+            noise_multiplier=privacy.noise_multiplier,
+            target_epsilon=privacy.target_epsilon,
+            steps=None if privacy.target_epsilon is None else steps_of(self._config, rows)[1],
+            mechanism=privacy.accountant,
+            noise_keys=noise_keys,
+        )
+
+    def _finish(self, model: nn.Module, train: Rows, privacy: Privacy) -> None:
+        """Save what serves the trained model, reveal it if that is configured, and tell what all of it cost."""
         self._tell(Phase(text="saving the trained model's shares"))
         with torch.no_grad():
             save_trained_shares(model, torch.zeros(1, *train.images.shape[1:]), self._folder / MODEL)
-        if config.reveal.model:
+        if self._config.reveal.model:
             weights = {name: secret.reveal() for name, secret in model.state_dict().items()}
             torch.save(weights, self._folder / PLAIN)
         costs = self._history.costs
@@ -163,45 +217,13 @@ class TrainingJob:
                 sharing=operation_costs(costs.get("sharing", {})),
                 training=operation_costs(costs.get("training", {})),
                 testing=operation_costs(costs.get("testing", {})),
-                epsilon=None,
-                statement=None,
+                privacy=privacy,
             )
         )
 
-    def _train(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        train: Rows,
-        test: Rows | None,
-        first: int,
-        checkpoints: Checkpoints,
-    ) -> None:
-        config = self._config
-        epoch, steps = steps_of(config, len(train))
-        self._tell(Phase(text=f"training on secrets: {steps} steps of {config.training.batch_size}"))
-        begun = time.perf_counter()
-        for step, chosen in enumerate(batches(config, len(train)), 1):
-            if step <= first:
-                continue
-            optimizer.zero_grad()
-            loss = F.cross_entropy(model(train.images[chosen]), train.labels[chosen])
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            revealed = self._loss(step, loss)
-            self._tell(Step(step=step, seconds=time.perf_counter() - begun, since=first, loss=revealed))
-            ends = step == steps or step % epoch == 0
-            self._book("training")
-            if test is not None and (step == steps or (ends and config.reveal.accuracy == "epoch")):
-                self._test(model, test, step)
-            if ends or step % config.checkpoint_every == 0:
-                state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-                checkpoints.save(step, {**state, "history": self._history.dumps()})
-                checkpoints.begin(f"train {step}")
-
-    def _loss(self, step: int, loss: Tensor) -> float | None:
+    def _loss(self, step: int, loss: Tensor | None) -> float | None:
         every = self._config.reveal.loss_every
-        if every is None or step % every:
+        if every is None or step % every or loss is None:
             return None
         assert isinstance(loss, SharedTensor)
         opened = loss.detach()
@@ -229,3 +251,17 @@ class TrainingJob:
         costs = self._session.ledger.costs
         self._history.book(kind, self._booked, costs)
         self._booked = costs.copy()
+
+
+def _privacy(private: PrivateTraining | None) -> Privacy:
+    """What bounds the information in the model, once it is revealed."""
+    if private is None:
+        sentence = str(PrivacyStatement("none"))
+        return Privacy(unit="none", epsilon=None, delta=None, noise_multiplier=None, sentence=sentence)
+    return Privacy(
+        unit="example",
+        epsilon=private.epsilon(),
+        delta=private.accountant.delta,
+        noise_multiplier=private.noise_multiplier,
+        sentence=private.statement(),
+    )

@@ -12,7 +12,7 @@ from encml.experiment.clock import Clock
 from encml.experiment.display import Display
 from encml.experiment.files import write_file
 from encml.experiment.folder import REPORT, RunFolder
-from encml.experiment.metrics import OperationCost, Privacy, environment
+from encml.experiment.metrics import OperationCost, environment
 from encml.experiment.training.events import Accuracy, Done, Event, Phase, Step
 from encml.experiment.training.job import initial_model, steps_of
 from encml.experiment.training.launch import train_by_processes, train_here
@@ -22,7 +22,6 @@ from encml.experiment.training.owners import cut, owner_file, used_data, write_p
 from encml.experiment.training.plaintext import train_plainly
 from encml.experiment.training.predict import predict
 from encml.experiment.training.report import render
-from encml.privacy.accounting import PrivacyStatement
 
 OWNERS = "owners"
 """Folder of what each owner has; only its owner's process reads a file of it."""
@@ -82,7 +81,7 @@ def run_training(folder: RunFolder, config: TrainingConfig, display: Display, ve
         losses=zero.losses,
         accuracy=zero.accuracy,
         plain=plain,
-        privacy=_privacy(zero),
+        privacy=zero.privacy,
         sharing=_together([one.sharing for one in done]),
         training=_together([one.training for one in done]),
         testing=_together([one.testing for one in done]),
@@ -94,11 +93,6 @@ def run_training(folder: RunFolder, config: TrainingConfig, display: Display, ve
     clear(folder)
     shutil.rmtree(owners, ignore_errors=True)
     return metrics
-
-
-def _privacy(done: Done) -> Privacy:
-    """What bounds the information in the model, once it is revealed."""
-    return Privacy(unit="none", epsilon=None, delta=None, noise_multiplier=None, sentence=str(PrivacyStatement("none")))
 
 
 class _Watch:
