@@ -87,23 +87,11 @@ def clipped_sums(parties: Parties, batch: Sequence[Captured], grid: Grid, key: b
     has a norm of at most ``grid.sensitivity``. ``key``: 16 public bytes, fresh, for the check. Reveals nothing: mask
     the rows before anybody else sees one.
 
-    25 rounds. Bytes a party and example: 4.4 kB for the check, about 31 for each of the 2 * RANGE comparisons with
+    25 rounds. Bytes a party and example: 4.4 kB for the check, about 31 for each of some 48 comparisons with
     limits, 8 for each of the fewer of a layer's activations and errors, and about 10 for each number of a Gram matrix
     or a gradient that is formed. Raises PrivacyError if the layers are too large for the grid.
     """
-    squares, sizes = _squares(parties, batch, grid)
-    margin = _margin(batch)
-    bound = grid.clip - margin
-    if bound < grid.clip * 3 // 4:
-        raise PrivacyError(
-            f"gradients of {margin**2:,} entries that are taken whole are too inexact at this clipping norm, "
-            f"{grid.max_grad_norm:g}: use a larger norm, or fewer fraction bits"
-        )
-    factors, allowed = parties.together(
-        lambda: clipping_factors(parties, squares, bound, factor_bits=grid.factor_bits, top=grid.top),
-        lambda: _allowed(parties, batch, sizes, grid, key),
-    )
-    factors = parties.reshare(product(parties, torch.mul, factors, allowed), _NAME)
+    factors = factors_of(parties, batch, grid, key)
     scaled = parties.together(*(_scaling(parties, factors, one) for one in batch))
     rows: list[Tensor] = []
     for one, part in zip(batch, scaled, strict=True):
@@ -114,6 +102,26 @@ def clipped_sums(parties: Parties, batch: Sequence[Captured], grid: Grid, key: b
             # The 1 that the bias's gradient is a product with has f fraction bits.
             rows.append(product(parties, matmul, factors, sums) << grid.fraction_bits)
     return rows
+
+
+def factors_of(parties: Parties, batch: Sequence[Captured], grid: Grid, key: bytes) -> Tensor:
+    """c of every example, a payload (S, N) at ``grid.factor_bits``: min(1, C/|g|), not above; 0 for those left out.
+
+    24 rounds. See ``clipped_sums``.
+    """
+    limits, margin = _limits(batch, grid), _margin(batch)
+    bound = grid.clip - margin
+    if bound < grid.clip * 3 // 4:
+        raise PrivacyError(
+            f"gradients of {margin**2:,} entries that are taken whole are too inexact at this clipping norm, "
+            f"{grid.max_grad_norm:g}: use a larger norm, or more fraction bits"
+        )
+    squares, sizes = _squares(parties, batch, grid)
+    factors, allowed = parties.together(
+        lambda: clipping_factors(parties, squares, bound, factor_bits=grid.factor_bits, top=grid.top),
+        lambda: _allowed(parties, batch, sizes, limits, key),
+    )
+    return parties.reshare(product(parties, torch.mul, factors, allowed), _NAME)
 
 
 def _scales_activations(one: Captured) -> bool:
@@ -231,10 +239,13 @@ def _rescaled(parties: Parties, rows: Sequence[tuple[Tensor, int]], present: int
 
 
 def _allowed(
-    parties: Parties, batch: Sequence[Captured], sizes: Sequence[tuple[Tensor, Tensor]], grid: Grid, key: bytes
+    parties: Parties,
+    batch: Sequence[Captured],
+    sizes: Sequence[tuple[Tensor, Tensor]],
+    limits: tuple[int, int],
+    key: bytes,
 ) -> Tensor:
     """1 for every example whose norm does not wrap around, 0 for the others: a payload (S, N). 19 rounds."""
-    limits = _limits(batch, grid)
     a = torch.stack([one.layer.overlap * size for one, (size, _) in zip(batch, sizes, strict=True)]).sum(0)
     e = torch.stack([size for _, size in sizes]).sum(0)
     vectors = torch.cat([part.flatten(2) for one in batch for part in (one.activations, one.errors)], 2)
