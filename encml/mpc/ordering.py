@@ -78,15 +78,15 @@ def maximum_cost(
     k: int, n: int, group: int | None = None, bits: int = WORD_BITS, *, values: bool = True, winner: bool = False
 ) -> tuple[int, int]:
     """(rounds, bytes in all) of the functions above."""
-    return _cost(k, n, best_group(k, n) if group is None else group, bits, values, winner)
+    return _cost(k, n, best_group(k, n, bits) if group is None else group, bits, values, winner)
 
 
 @lru_cache(maxsize=1024)
-def best_group(k: int, n: int) -> int:
+def best_group(k: int, n: int, bits: int = WORD_BITS) -> int:
     """The group size that is cheapest when a round counts as BYTES_A_ROUND. Depends on public sizes alone."""
 
     def price(group: int) -> float:
-        rounds, sent = _cost(k, n, group, WORD_BITS, True, False)
+        rounds, sent = _cost(k, n, group, bits, True, False)
         return rounds * BYTES_A_ROUND + sent / 3
 
     return min(range(2, min(max(k, 2), 64) + 1), key=price)
@@ -99,7 +99,7 @@ def _tournament(
     k, n = payload.shape[1:]
     if k == 0:
         raise ValueError("the largest of no secrets: there must be one at least")
-    group = best_group(k, n) if group is None else group
+    group = best_group(k, n, bits) if group is None else group
     if group < 2:
         raise ValueError(f"a group has 2 candidates or more, found {group}")
     hot = inverted(parties, torch.zeros((len(payload), k if winner else 0, n), dtype=torch.uint8))

@@ -9,9 +9,10 @@ from contextvars import ContextVar, Token
 from pathlib import Path
 from types import TracebackType
 
-from encml.config.cluster import ClusterConfig, load_cluster
+from encml.config.cluster import LEAST_WHOLE_BITS, ClusterConfig, load_cluster
 from encml.errors import ConfigError
 from encml.mpc.coins import PublicCoins
+from encml.mpc.comparison import WORD_BITS
 from encml.mpc.later import Later
 from encml.mpc.parties import Parties
 from encml.net.ledger import Ledger
@@ -35,18 +36,31 @@ class Session:
     session is the one that ``encml.share`` uses inside the block; on exit it is closed.
 
     fraction_bits: f, 4 to 24; values are multiples of 2^-f with magnitude below 2^(62 - 2f).
+    comparison_bits: declares that all values that meet in a comparison (of a ReLU, a maximum, a sign, ``<``, ...) are
+        below 2^(comparison_bits - 1 - f) in magnitude: 2^15 for 32 and f = 16. A ReLU then takes 10.7 B a party and
+        value less than one of 64 bits and a round less. Beyond that range comparisons are wrong without a sign;
+        ``encml.check`` tells. Default: what is compared may have twice the magnitude of the whole range.
     seed: reproducible masks, for tests and benchmarks only.
     """
 
     def __init__(
-        self, transport: Transport | None = None, *, fraction_bits: int = DEFAULT_FRACTION_BITS, seed: int | None = None
+        self,
+        transport: Transport | None = None,
+        *,
+        fraction_bits: int = DEFAULT_FRACTION_BITS,
+        comparison_bits: int | None = None,
+        seed: int | None = None,
     ) -> None:
         if not 4 <= fraction_bits <= MAX_FRACTION_BITS:
             raise ConfigError(f"fraction_bits: found {fraction_bits}, allowed 4 to {MAX_FRACTION_BITS}")
+        least = fraction_bits + LEAST_WHOLE_BITS
+        if comparison_bits is not None and not least <= comparison_bits <= WORD_BITS:
+            raise ConfigError(f"comparison_bits: found {comparison_bits}, allowed {least} to {WORD_BITS}")
         if transport is None:
             transport = LocalTransport()
             _say_once_that_in_process_is_not_private()
         self.fraction_bits = fraction_bits
+        self.comparison_bits = comparison_bits
         self.parties = Parties(transport, seed)
         self.coins = PublicCoins(self.parties)
         self.later = Later(self.parties)
@@ -60,7 +74,8 @@ class Session:
         ``connect_timeout`` seconds. Raises ConfigError, AuthenticationError or PartyTimeout, which names the party.
         """
         config = cluster if isinstance(cluster, ClusterConfig) else load_cluster(cluster)
-        return cls(TlsTransport.connect(config, rank), fraction_bits=config.fraction_bits)
+        transport = TlsTransport.connect(config, rank)
+        return cls(transport, fraction_bits=config.fraction_bits, comparison_bits=config.comparison_bits)
 
     def __repr__(self) -> str:
         return f"Session(parties here: {self.parties.local}, fraction_bits={self.fraction_bits})"
@@ -74,6 +89,18 @@ class Session:
         """Begin all masks and public random choices anew: see ``Parties.rekey``. No communication."""
         self.parties.rekey(context)
         self.coins.forget()
+
+    def compared_bits(self, fraction_bits: int, *, difference: bool = True) -> int:
+        """The bits, 64 at most, in which values with so many fraction bits are compared: integers below 2^(bits - 1).
+
+        difference: of two such values, else of one and 0. Without a declared range there is a bit to spare for sums,
+        so that both are the same: |x| < 2^(63 - 2f).
+        """
+        f = self.fraction_bits
+        more = max(fraction_bits - f, 0)
+        if self.comparison_bits is None:
+            return min(WORD_BITS, WORD_BITS - f + more)
+        return min(WORD_BITS, self.comparison_bits + difference + more)
 
     @contextmanager
     def whole(self) -> Iterator[None]:

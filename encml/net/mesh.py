@@ -41,7 +41,7 @@ DISTRUST_SECONDS = 2.0
 """How long a peer is tried again that shows a wrong certificate or refuses ours, before that ends the attempt."""
 
 _NONCE_BYTES = 24
-_HELLO = struct.Struct(f"<4sBBBx{_NONCE_BYTES}s")  # magic, version, rank, fraction bits, nonce
+_HELLO = struct.Struct(f"<4sBBBB{_NONCE_BYTES}s")  # magic, version, rank, fraction and comparison bits, nonce
 _WELCOME = struct.Struct(f"<4sBB2x{_NONCE_BYTES}s")  # magic, version, verdict, nonce
 _HANGUP = getattr(select, "POLLRDHUP", 0)
 _ASLEEP = 0
@@ -54,6 +54,7 @@ class _Verdict(IntEnum):
     ROLE = 1
     VERSION = 2
     FRACTION_BITS = 3
+    COMPARISON_BITS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,7 +285,7 @@ class _Meeting:
         except AuthenticationError:
             yield from send(sock, _WELCOME.pack(MAGIC, VERSION, _Verdict.ROLE, bytes(_NONCE_BYTES)))
             raise
-        magic, version, rank, fraction_bits, nonce = _HELLO.unpack(hello)
+        magic, version, rank, fraction_bits, comparison_bits, nonce = _HELLO.unpack(hello)
         verdict = _Verdict.WELCOME
         if magic != MAGIC or version != VERSION:
             verdict = _Verdict.VERSION
@@ -293,6 +294,10 @@ class _Meeting:
         elif fraction_bits != self._config.fraction_bits:
             verdict = _Verdict.FRACTION_BITS
             self._mismatch = self._bits_differ(f"party {rank} ({connection.address})", str(fraction_bits))
+        elif comparison_bits != (self._config.comparison_bits or 0):
+            verdict = _Verdict.COMPARISON_BITS
+            found = str(comparison_bits or None)
+            self._mismatch = self._bits_differ(f"party {rank} ({connection.address})", found, "comparison_bits")
         yield from send(sock, _WELCOME.pack(MAGIC, VERSION, verdict, self._nonce))
         if verdict != _Verdict.WELCOME:
             raise ProtocolError(f"{identity.name} said hello as party {rank}: {verdict.name.lower()} differs")
@@ -324,13 +329,16 @@ class _Meeting:
         )
         yield from handshake(sock)
         require_role(sock.getpeercert(), "party", peer, connection.address)
-        yield from send(sock, _HELLO.pack(MAGIC, VERSION, self._rank, self._config.fraction_bits, self._nonce))
+        bits = self._config.fraction_bits, self._config.comparison_bits or 0
+        yield from send(sock, _HELLO.pack(MAGIC, VERSION, self._rank, *bits, self._nonce))
         magic, version, verdict, nonce = _WELCOME.unpack((yield from receive(sock, _WELCOME.size)))
         name = f"party {peer} ({connection.address})"
         if magic != MAGIC or version != VERSION or verdict == _Verdict.VERSION:
             raise ConfigError(f"{name} speaks another version of the wire format: run the same encml at every party")
         if verdict == _Verdict.FRACTION_BITS:
             raise self._bits_differ(name, "something else")
+        if verdict == _Verdict.COMPARISON_BITS:
+            raise self._bits_differ(name, "something else", "comparison_bits")
         if verdict != _Verdict.WELCOME:
             message = f"{name} refused this party as party {self._rank}"
             raise AuthenticationError(message, rank=peer, address=connection.address)
@@ -341,8 +349,8 @@ class _Meeting:
         yield from receive(sock, 1)
         raise ProtocolError(f"{name} wrote to a connection that it only reads")
 
-    def _bits_differ(self, name: str, found: str) -> ConfigError:
-        bits = f"fraction_bits is {self._config.fraction_bits} here and {found} there"
+    def _bits_differ(self, name: str, found: str, key: str = "fraction_bits") -> ConfigError:
+        bits = f"{key} is {getattr(self._config, key)} here and {found} there"
         return ConfigError(f"{name}: {bits}: use the same cluster file at every party")
 
     def _agree(self) -> bool:

@@ -89,7 +89,10 @@ def test_empty_file(tmp_path: Path, text: str) -> None:
         ("just text\n", "found a str"),
         ("keys: &a [*a]\n", "only text, numbers"),
         ("keys: !!python/object:os.system x\n", "not valid YAML"),
-        (GOOD + "time_out: 3\n", ":10: time_out: unknown key (did you mean 'timeout'?); allowed: connect_timeout, "),
+        (
+            GOOD + "time_out: 3\n",
+            ":10: time_out: unknown key (did you mean 'timeout'?); allowed: comparison_bits, connect",
+        ),
         (
             GOOD.replace("bind:", "bnid:"),
             ":7: parties[2].bnid: unknown key (did you mean 'bind'?); allowed: api_port, ",
@@ -106,6 +109,11 @@ def test_empty_file(tmp_path: Path, text: str) -> None:
         (GOOD.replace("alpha", "beta"), "parties[1].mesh_port is beta:9100, as parties[0].mesh_port is"),
         (GOOD.replace("api_port: 9200", "api_port: 9100", 1), "parties[0].api_port is alpha:9100"),
         (GOOD + "fraction_bits: 40\n", "fraction_bits: found 40; input should be less than or equal to 24"),
+        (GOOD + "comparison_bits: 65\n", "comparison_bits: found 65; input should be less than or equal to 64"),
+        (
+            GOOD + "comparison_bits: 19\n",
+            "comparison_bits is 19, fraction_bits 16: a sign and whole bits need at least 4",
+        ),
     ],
 )
 def test_wrong_files_name_line_key_found_and_allowed(tmp_path: Path, text: str, expected: str) -> None:

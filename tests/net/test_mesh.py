@@ -89,6 +89,17 @@ def test_fraction_bits_that_differ_are_named_by_who_only_hears_of_them(
     assert "fraction_bits is 16 here and 12 there" in str(found[0])
 
 
+@pytest.mark.parametrize("declared", [32, None])
+def test_ranges_of_comparisons_that_differ_are_found_at_once(
+    declared: int | None, cluster: ClusterConfig, parties: Parties
+) -> None:
+    brief = cluster.model_copy(update={"comparison_bits": declared, "connect_timeout": 2.0})
+    other = brief.model_copy(update={"comparison_bits": 40})
+    found = parties.run(*(lambda c=c, r=r: TlsTransport.connect(c, r) for r, c in enumerate([brief, other, brief])))
+    assert isinstance(found[1], ConfigError)
+    assert "comparison_bits is 40 here" in str(found[1])
+
+
 def with_keys(
     config: ClusterConfig, folder: Path, tmp_path: Path, replaced: dict[str, tuple[Path, str]]
 ) -> ClusterConfig:

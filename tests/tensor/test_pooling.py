@@ -245,7 +245,7 @@ def test_costs_of_max_pools(
     x = encml.share(grid(*shape)).requires_grad_()
     before = session.ledger.total
     y, indices = MAX[dims](x, *arguments, return_indices=True) if dims > 1 else (MAX[dims](x, *arguments), None)
-    spent, games = session.ledger.total - before, [maximum_cost(k, n, winner=True) for k, n in stages]
+    spent, games = session.ledger.total - before, [maximum_cost(k, n, bits=48, winner=True) for k, n in stages]
     assert (spent.rounds, spent.bytes) == (sum(rounds for rounds, _ in games), sum(sent for _, sent in games))
     upstream, before = encml.share(grid(*y.shape)), session.ledger.total
     before = session.ledger.total

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 import encml
 from encml import Session, SharedTensor, UnsupportedOperation
 from encml.errors import SecretError
+from encml.mpc.costs import COSTS
+from encml.tensor.handlers.signs import AT_ONCE
 
 
 def network(seed: int = 0) -> nn.Sequential:
@@ -222,33 +224,34 @@ def test_sharing_twice_is_refused() -> None:
 # The seed network ----------------------------------------------------------------------------------------------------
 
 
-def truncation(n: int, shift: int) -> int:
-    """Bytes in all: the third row, the dealt product of bits, two openings of a bit, and the resharing."""
-    return n * (8 + (2 if shift <= 16 else 4) + 16) + 2 * -(-n // 8)
+def relu(n: int, declared: int | None) -> tuple[int, int]:
+    """Rounds, and bytes in all, of rounding a product and its ReLU: few are compared while they are rounded."""
+    bits = 48 if declared is None else declared
+    compared, rounded, select = ("negative", 3, 2) if n > AT_ONCE else ("negative_rows", 0, 2)
+    if n <= AT_ONCE:
+        bits = min(64, bits + 18)
+    sent = COSTS["product_truncate"].sent(n, 18) + COSTS[compared].sent(n, bits) + COSTS["select"].sent(n, 0)
+    return rounded + COSTS[compared].rounds(bits) + select, sent
 
 
-def relu(n: int) -> int:
-    """Bytes in all: 64 planes of one side, 63 of generate bits, 118 gates, and a selection."""
-    words = -(-n // 64)
-    return 8 * words * (64 + 2 * 63 + 3 * 118) + 32 * n
-
-
+@pytest.mark.parametrize("declared", [None, 32])
 @pytest.mark.parametrize("batch", [1, 3])
-def test_the_seed_network_costs_what_it_should(session: Session, batch: int) -> None:
-    """42 rounds up to the settled logits: three of 3 + 10 and a last truncation of 3. It agrees with plaintext."""
+def test_the_seed_network_costs_what_it_should(batch: int, declared: int | None) -> None:
+    """Three times a truncation and a ReLU, and a last truncation. It agrees with plaintext."""
     plain = seed_network().double()
-    model, x = encml.share(plain).eval(), grid(batch, 1, 28, 28, low=0, high=1)
-    shared = encml.share(x)
-    before = session.ledger.total
-    with torch.no_grad():
-        logits = model(shared)
-        encml.tensor.shared.secret(logits).settle()
-    spent = session.ledger.total - before
-    assert spent.rounds == 42
-    sizes = [batch * 16 * 13 * 13, batch * 32 * 5 * 5, batch * 64]
-    assert spent.bytes == sum(truncation(n, 18) + relu(n) for n in sizes) + truncation(batch * 10, 16)
-    near(logits.reveal(), plain(x), 60)
-    assert torch.equal(logits.reveal().argmax(1), plain(x).argmax(1))
+    with Session(seed=3, comparison_bits=declared) as session:
+        model, x = encml.share(plain).eval(), grid(batch, 1, 28, 28, low=0, high=1)
+        shared = encml.share(x)
+        before = session.ledger.total
+        with torch.no_grad():
+            logits = model(shared)
+            encml.tensor.shared.secret(logits).settle()
+        spent = session.ledger.total - before
+        layers = [relu(batch * n, declared) for n in (16 * 13 * 13, 32 * 5 * 5, 64)]
+        assert spent.rounds == sum(rounds for rounds, _ in layers) + 3
+        assert spent.bytes == sum(sent for _, sent in layers) + COSTS["product_truncate"].sent(batch * 10, 16)
+        near(logits.reveal(), plain(x), 60)
+        assert torch.equal(logits.reveal().argmax(1), plain(x).argmax(1))
 
 
 def test_a_training_step_of_the_seed_network(session: Session) -> None:

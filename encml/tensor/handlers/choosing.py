@@ -12,7 +12,7 @@ from encml.tensor.handlers.chance import coin_uniform
 from encml.tensor.handlers.common import as_secret, by_public, result_dtype, session_of, wrap, write
 from encml.tensor.handlers.compare import as_side
 from encml.tensor.handlers.copies import clone
-from encml.tensor.handlers.signs import Mask, Side, above_number, arithmetic_of, below, chosen, laid_out
+from encml.tensor.handlers.signs import Mask, Side, above_number, arithmetic_of, below, chosen, chosen_last, laid_out
 from encml.tensor.public import Number, Operand
 from encml.tensor.secret import Secret, align, settle_all
 from encml.tensor.shared import SharedTensor, secret
@@ -35,9 +35,15 @@ def sign(x: SharedTensor) -> SharedTensor:
     """sign, sgn: [x > 0] - [x < 0], in one batch of comparisons. 10 rounds, 61 B a party and element."""
     if x.dtype == torch.bool:
         return clone(x)
-    value = secret(x)
+    value = _rounded(x)
     positive, negative = arithmetic_of(below((0, value), (value, 0), operation="sign"), "sign")
     return wrap(add_secrets(positive, negative, -1), x.dtype)
+
+
+def _rounded(x: SharedTensor) -> Secret:
+    """A product is rounded before its sign is taken: what is rounded to 0 has none."""
+    value = secret(x)
+    return value.settle() if value.pending else value
 
 
 def heaviside(x: Tensor, values: Tensor) -> SharedTensor:
@@ -47,7 +53,7 @@ def heaviside(x: Tensor, values: Tensor) -> SharedTensor:
     if not isinstance(x, SharedTensor):
         positive, zero = (x > 0).to(x.dtype), (x == 0).to(x.dtype)
         return add(mul(zero, values), positive)
-    value = secret(x)
+    value = _rounded(x)
     above, under = arithmetic_of(below((0, value), (value, 0), operation="heaviside"), "heaviside")
     ties = add_secrets(as_secret(1, x.session), add_secrets(above, under), -1)
     return add(mul(wrap(ties, x.dtype), values), wrap(above, x.dtype))
@@ -126,7 +132,7 @@ def _gated(gradient: Tensor, x: Tensor, low: Number, high: Number) -> SharedTens
     if not isinstance(x, SharedTensor):
         return mul(gradient, (x > low) & (x < high))
     one, two = below((low, secret(x)), (secret(x), high))
-    return wrap(chosen((~(one ^ two), as_secret(gradient, session)), operation="backward"), gradient.dtype)
+    return wrap(chosen_last(~(one ^ two), as_secret(gradient, session), "backward"), gradient.dtype)
 
 
 def hardsigmoid(x: SharedTensor) -> SharedTensor:

@@ -26,7 +26,6 @@ from encml.errors import UnsupportedOperation
 from encml.mpc import comparison, ordering
 from encml.mpc.comparison import SecretBits
 from encml.mpc.costs import COSTS
-from encml.mpc.parties import Parties
 from encml.mpc.session import Session
 from encml.mpc.sharing import public
 from encml.net.transport import PARTIES
@@ -195,7 +194,7 @@ def _price(stages: list[Stage]) -> float:
 
 def _maximum(x: SharedTensor, places: list[Tensor]) -> tuple[SharedTensor, SharedTensor]:
     value, session, stages = secret(x), x.session, stages_of(x.shape, places)
-    payload, hot = _play(session.parties, value.replicate(), stages, "max_pool")
+    payload, hot = _play(value, stages, "max_pool")
     maxima = wrap(value.like(payload), x.dtype)
     indices = wrap(Secret(session, 0, payload=torch.empty_like(payload)), torch.int64)
     make = partial(_indices, session, stages, hot, len(places))
@@ -203,11 +202,12 @@ def _maximum(x: SharedTensor, places: list[Tensor]) -> tuple[SharedTensor, Share
     return maxima, indices
 
 
-def _play(parties: Parties, payload: Tensor, stages: list[Stage], operation: str) -> tuple[Tensor, list[SecretBits]]:
+def _play(value: Secret, stages: list[Stage], operation: str) -> tuple[Tensor, list[SecretBits]]:
     """The maxima (S, *result), and which place won in each window of each stage, (k, windows)."""
-    winners = []
+    winners, payload, parties = [], value.replicate(), value.session.parties
+    bits = value.session.compared_bits(value.fraction_bits)
     for stage in stages:
-        largest, hot = ordering.maximum_and_winner(parties, stage.candidates(payload), operation=operation)
+        largest, hot = ordering.maximum_and_winner(parties, stage.candidates(payload), bits=bits, operation=operation)
         payload = stage.unflat(largest)
         winners.append(hot)
     return payload.contiguous(), winners
@@ -220,7 +220,7 @@ def _backward(gradient: Tensor, x: Tensor, indices: Tensor, places: list[Tensor]
         return wrap(upstream.linear(partial(_put_at, Tensor.scatter_add_, indices, x.shape, len(places))), x.dtype)
     stages, winners = secret(indices).fact("game") or (stages_of(x.shape, places), None)
     if winners is None:
-        _, winners = _play(session.parties, as_secret(x, session).replicate(), stages, "max_pool_backward")
+        _, winners = _play(as_secret(x, session), stages, "max_pool_backward")
     return wrap(_to_winners(upstream, stages, winners, "max_pool_backward"), gradient.dtype)
 
 
