@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from encml.mpc.parties import Parties, known
+from encml.ring.kernels import Adding
 from encml.ring.kernels.elementwise import and_masked
 from encml.ring.layout import room
 
@@ -25,15 +26,32 @@ def product(parties: Parties, f: Bilinear, x: Tensor, y: Tensor) -> Tensor:
     changes nothing: z_i = f(x_i + x_{i+1}, y_i) + f(x_i, y_{i+1}) is the same.
     """
     rows: Tensor | None = None
-    for i, ((own_x, next_x), (own_y, next_y)) in enumerate(zip(parties.held(x), parties.held(y), strict=True)):
-        if own_x.numel() < own_y.numel():
-            one, two = f(own_x + next_x, own_y), f(own_x, next_y)
-        else:
-            one, two = f(own_x, own_y + next_y), f(next_x, own_y)
+    for i, (one, two) in enumerate(_factors(parties, x, y)):
+        if rows is not None and isinstance(f, Adding):
+            f.onto(rows[i].zero_(), *one)
+            f.onto(rows[i], *two)
+            continue
+        first = f(*one)
+        if isinstance(f, Adding):
+            f.onto(first, *two)
+            rows = first[None]
+            if parties.here > 1:
+                rows = room(parties.here, first)
+                rows[0].copy_(first)
+            continue
         if rows is None:
-            rows = room(parties.here, one)
-        torch.add(one, two, out=rows[i])
+            rows = room(parties.here, first)
+        torch.add(first, f(*two), out=rows[i])
     return known(rows)
+
+
+def _factors(parties: Parties, x: Tensor, y: Tensor) -> Iterator[tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]]:
+    """For every party here the two pairs whose products add up to its row."""
+    for (own_x, next_x), (own_y, next_y) in zip(parties.held(x), parties.held(y), strict=True):
+        if own_x.numel() < own_y.numel():
+            yield (own_x + next_x, own_y), (own_x, next_y)
+        else:
+            yield (own_x, own_y + next_y), (next_x, own_y)
 
 
 def and_bits(parties: Parties, x: Tensor, y: Tensor, operation: str) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,17 +14,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from encml.errors import InvalidTensor
 from encml.ring.kernels import (
     adaptive_places,
     convolution,
     convolve,
     fold,
+    geometry,
     input_gradient,
     look_up,
     matmul,
     put_back,
     sum_pool,
     sum_pool_gradient,
+    threads,
     unfold,
     weight_gradient,
     window_places,
@@ -91,11 +95,16 @@ def check(case: Case) -> None:
 
 
 @CONVOLUTION
-@pytest.mark.parametrize(("tile", "places"), [(1 << 17, 512), (40, 5), (1, 1)])
-def test_convolution_and_both_its_adjoints(case: Case, tile: int, places: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where tiles are so small that images, places and channels are cut up."""
-    monkeypatch.setattr("encml.ring.kernels.convolve._TILE", tile)
-    monkeypatch.setattr("encml.ring.kernels.convolve._PLACES", places)
+@pytest.mark.parametrize(("buffer", "weights", "turning"), [(1 << 15, 1 << 15, 0.75), (300, 20, 0), (1, 1, 9)])
+def test_convolution_and_both_its_adjoints(
+    case: Case, buffer: int, weights: int, turning: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where so little fits that images, places and channels are cut up, and with vectors always along lines, or
+    always across images."""
+    monkeypatch.setattr(geometry, "BUFFER", buffer)
+    monkeypatch.setattr(geometry, "WEIGHTS", weights)
+    monkeypatch.setattr(geometry, "TURNING", turning)
+    geometry._layout.cache_clear()
     check(case)
 
 
@@ -157,16 +166,72 @@ def test_adjoints_are_adjoint_modulo_2_64(groups: int) -> None:
     assert inner == (weight * weight_gradient(x, gradient, (3, 2), *steps)).sum()
 
 
-def test_memory_does_not_grow_with_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Patches of 7 x 7 x 7 places would be 343 times the image; tiles hold no more than they may."""
+@pytest.mark.parametrize("turning", [0, 9])
+def test_memory_does_not_grow_with_the_window(turning: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Patches of 7 x 7 x 7 places would be 343 times the image; buffers hold a slab of a channel at least, and else no
+    more than they may."""
     sizes: list[int] = []
     take = convolve._Buffers.take
-    monkeypatch.setattr(
-        convolve._Buffers, "take", lambda self, name, m, n: sizes.append(m * n) or take(self, name, m, n)
-    )
+    monkeypatch.setattr(geometry, "TURNING", turning)
+    monkeypatch.setattr(convolve._Buffers, "take", lambda self, name, n: sizes.append(n) or take(self, name, n))
     x, weight = small((1, 2, 24, 24, 24), 1), small((3, 2, 7, 7, 7), 2)
-    convolution(x, weight, (1, 1, 1), (3, 3, 3), (1, 1, 1), 1)
-    assert max(sizes) <= 2 * convolve._TILE < 343 * x.numel() / 10
+    steps = (1, 1, 1), (3, 3, 3), (1, 1, 1), 1
+    gradient = convolution(x, weight, *steps)
+    input_gradient(gradient, weight, (24, 24, 24), *steps)
+    weight_gradient(x, gradient, (7, 7, 7), *steps)
+    assert max(sizes) <= 2 * geometry.BUFFER < 343 * x.numel() / 10
+
+
+@CONVOLUTION
+def test_what_is_there_is_added_to(case: Case) -> None:
+    (n, c, o, groups), size, kernel, *steps = case
+    x, weight = small((n, c, *size), 1), small((o, c // groups, *kernel), 2)
+    y = convolution(x, weight, *steps, groups)
+    for f, inputs in (
+        (partial(convolution), (x, weight)),
+        (partial(input_gradient, size=size), (y, weight)),
+        (partial(weight_gradient, size=kernel), (x, y)),
+    ):
+        arguments = dict(zip(("stride", "padding", "dilation"), steps, strict=True)) | {"groups": groups}
+        once = f(*inputs, **arguments)  # type: ignore[operator]
+        before = large(once.shape, 4)
+        total = before.clone()
+        assert f(*inputs, **arguments, total=total) is total  # type: ignore[operator]
+        assert torch.equal(total, before + once)
+
+
+def test_several_threads_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "_WORTH_A_THREAD", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    for case in CONVOLUTIONS:
+        check(case)
+    for m, k, n in ((3, 70, 131), (5, 9, 70), (70, 9, 5)):
+        x, y = large((4, m, k), 1), large((4, k, n), 2)
+        expected = (x[..., None] * y[:, None]).sum(2)
+        assert torch.equal(matmul(x, y), expected)
+        assert torch.equal(matmul(x[1], y[1].t().contiguous().t()), expected[1])
+
+
+def test_parts_cover_everything_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    for count, step, work in ((0, 8, 10**9), (1, 8, 10**9), (25, 8, 10**9), (24, 1, 10**9), (100, 32, 5)):
+        seen: list[tuple[int, int]] = []
+        threads.in_parts(count, step, work, lambda start, stop, seen=seen: seen.append((start, stop)))  # type: ignore[misc]
+        seen.sort()
+        assert [i for start, stop in seen for i in range(start, stop)] == list(range(count))
+        assert all(start % step == 0 for start, _ in seen)
+        assert len(seen) == (1 if work == 5 or count < 2 else 3)
+
+
+def test_errors_of_threads_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+
+    def job(start: int, stop: int) -> None:
+        if start:
+            raise InvalidTensor("from the second part")
+
+    with pytest.raises(InvalidTensor, match="second part"):
+        threads.in_parts(2, 1, 10**9, job)
 
 
 POOLINGS = [
@@ -279,7 +344,16 @@ def test_matrix_products(m: int, k: int, n: int, left: bool, right: bool) -> Non
     assert torch.equal(matmul(x, y), expected)
     if n:
         assert torch.equal(matmul(x, y[:, 0]), expected[:, 0])
+        if m:
+            assert torch.equal(matmul(x[0], y), expected[0])
+            assert torch.equal(matmul(x[0], y[:, 0]), expected[0, 0])
         assert torch.equal(matmul(x[None].expand(3, m, k), y), expected.expand(3, m, n))
+        assert torch.equal(matmul(x, y[None, None].expand(2, 3, k, n)), expected.expand(2, 3, m, n))
+        assert torch.equal(matmul(x.expand(3, m, k), y.expand(3, k, n)), expected.expand(3, m, n))
+    total = large((m, n), 3)
+    before = total.clone()
+    matmul.onto(total, x, y)
+    assert torch.equal(total, before + expected)
 
 
 @pytest.mark.parametrize(("m", "k", "n"), [(3, 2100, 131), (1, 1025, 65), (64, 30, 10), (65, 67, 12)])

@@ -3,6 +3,7 @@
 All tensors are int64. Products and sums wrap modulo 2^64, as the ring wants.
 """
 
+from encml.ring.kernels.adding import Adding
 from encml.ring.kernels.convolve import convolution, input_gradient, weight_gradient
 from encml.ring.kernels.matrices import matmul
 from encml.ring.kernels.pooling import (
@@ -17,6 +18,7 @@ from encml.ring.kernels.pooling import (
 )
 
 __all__ = [
+    "Adding",
     "adaptive_places",
     "convolution",
     "fold",

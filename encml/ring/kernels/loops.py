@@ -1,4 +1,4 @@
-"""The inner loops of convolutions and matrix products, compiled.
+"""The loops of convolutions around ``encml.ring.kernels.tiles``, compiled.
 
 All is int64 and flat, in order of memory: images stand for (N, C, D, H, W), weights for (O, C / groups, d, h, w). What
 lies outside an image is zero. At tap t of a window, output place q looks at place q * stride + t * dilation -
@@ -16,16 +16,16 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from encml.ring.kernels.tiles import DOT_COLUMNS, DOT_ROWS, LANES, ROWS, VECTORS, dots, gather
+
 Array = npt.NDArray[np.int64]
 Three = tuple[int, int, int]
 Five = tuple[int, int, int, int, int]
 
 _compiled: Callable[[Any], Any] = numba.njit(cache=True, nogil=True)
 
-
-_DEPTH, _ROWS = 1024, 64
-"""How much of how many rows of a matrix is kept in the cache: 512 KiB."""
-_ONE, _TWO, _THREE, _FOUR = np.uint64(1), np.uint64(2), np.uint64(3), np.uint64(4)
+_NEAR = 96
+"""Vectors of which sums are taken at once: those of a tile's rows, 24 KiB, stay in the cache nearest to the core."""
 
 
 @_compiled
@@ -36,28 +36,34 @@ def _inside(outputs: int, stride: int, shift: int, size: int) -> tuple[int, int]
 
 
 @_compiled
-def _zero(to: Array, start: int, count: int) -> None:
-    place = np.uint64(start)
+def _clear(to: Array, start: int, step: int, count: int) -> None:
+    place, wide = np.uint64(start), np.uint64(step)
     for q in range(np.uint64(count)):
-        to[place + q] = 0
+        to[place + q * wide] = 0
 
 
 @_compiled
-def _copy(to: Array, start: int, source: Array, first: int, step: int, count: int) -> None:
-    """to[start + q] = source[first + q * step]"""
-    place, origin, wide = np.uint64(start), np.uint64(first), np.uint64(step)
-    if step == 1:
-        fours = np.uint64(count // 4)
-        for _ in range(fours):
-            a, b, c, d = source[origin], source[origin + _ONE], source[origin + _TWO], source[origin + _THREE]
-            to[place], to[place + _ONE], to[place + _TWO], to[place + _THREE] = a, b, c, d
-            place += _FOUR
-            origin += _FOUR
-        for q in range(np.uint64(count % 4)):
+def _copy(to: Array, start: int, wide: int, source: Array, first: int, step: int, count: int) -> None:
+    """to[start + q * wide] = source[first + q * step]"""
+    place, origin, apart, along = np.uint64(start), np.uint64(first), np.uint64(wide), np.uint64(step)
+    if step == 1 and wide == 1:
+        for q in range(np.uint64(count)):
             to[place + q] = source[origin + q]
     else:
         for q in range(np.uint64(count)):
-            to[place + q] = source[origin + q * wide]
+            to[place + q * apart] = source[origin + q * along]
+
+
+@_compiled
+def _merge(to: Array, start: int, wide: int, source: Array, first: int, step: int, count: int) -> None:
+    """to[start + q * wide] += source[first + q * step]"""
+    place, origin, apart, along = np.uint64(start), np.uint64(first), np.uint64(wide), np.uint64(step)
+    if step == 1 and wide == 1:
+        for q in range(np.uint64(count)):
+            to[place + q] += source[origin + q]
+    else:
+        for q in range(np.uint64(count)):
+            to[place + q * apart] += source[origin + q * along]
 
 
 @_compiled
@@ -99,88 +105,122 @@ def _dot(left: Array, start: int, right: Array, first: int, step: int, count: in
 
 
 @_compiled
-def lay(
-    patches: Array, x: Array, size: Five, image: int, channel: int, images: int, channels: int, first: Three,
-    output: Three, kernel: Three, stride: Three, padding: Three, dilation: Three, back: bool,
+def pack(
+    x: Array, size: Five, image: int, images: int, channel: int, channels: int, lanes: int,
+    phases: tuple[Array, Array, Array], extent: Three, stride: Three, shift: Three, buffer: Array, back: bool,
 ) -> None:  # fmt: skip
-    """patches (channels, d * h * w, images, *output) = what windows see in x, of ``size``, from places ``first`` on.
+    """Lay some images and channels of x, of ``size``, into a buffer (images / lanes, channels, phases, extent, lanes).
 
-    back: the adjoint instead; every patch is added to the place in x that it came from.
+    Place e of phase p of a dimension is what x has at e * stride + p + shift there, or zero outside. Of images there
+    are 1 or 8 in a vector of ``lanes``, with zeros where the last vector has fewer.
+    back: the adjoint instead; what is in the buffer is added to the places in x that it would come from.
     """
     row = 0
-    for c in range(channel, channel + channels):
-        for i in range(kernel[0]):
-            for j in range(kernel[1]):
-                for k in range(kernel[2]):
-                    shift = first[2] * stride[2] + k * dilation[2] - padding[2]
-                    low, high = _inside(output[2], stride[2], shift, size[4])
-                    across = j * dilation[1] - padding[1] + first[1] * stride[1]
-                    top, bottom = _inside(output[1], stride[1], across, size[3])
-                    for n in range(image, image + images):
-                        for d in range(first[0], first[0] + output[0]):
-                            z = d * stride[0] + i * dilation[0] - padding[0]
-                            if z < 0 or z >= size[2]:
-                                if not back:
-                                    _zero(patches, row, output[1] * output[2])
-                                row += output[1] * output[2]
-                                continue
-                            plane = ((n * size[1] + c) * size[2] + z) * size[3]
-                            if not back:
-                                _zero(patches, row, top * output[2])
-                                _zero(patches, row + bottom * output[2], (output[1] - bottom) * output[2])
-                            for r in range(top, bottom):
-                                here = row + r * output[2]
-                                seen = (plane + across + r * stride[1]) * size[4] + shift + low * stride[2]
-                                if back:
-                                    _add(x, seen, stride[2], patches, here + low, 1, high - low)
-                                else:
-                                    if low > 0:
-                                        _zero(patches, here, low)
-                                    _copy(patches, here + low, x, seen, stride[2], high - low)
-                                    if high < output[2]:
-                                        _zero(patches, here + high, output[2] - high)
-                            row += output[1] * output[2]
+    for first in range(image, image + images, lanes):
+        for c in range(channel, channel + channels):
+            for i in phases[0]:
+                for j in phases[1]:
+                    for k in phases[2]:
+                        right = k + shift[2]
+                        low, high = _inside(extent[2], stride[2], right, size[4])
+                        for d in range(extent[0]):
+                            z = d * stride[0] + i + shift[0]
+                            for r in range(extent[1]):
+                                y = r * stride[1] + j + shift[1]
+                                for lane in range(lanes):
+                                    here, n = row + lane, first + lane
+                                    if z < 0 or z >= size[2] or y < 0 or y >= size[3] or n >= image + images:
+                                        if not back:
+                                            _clear(buffer, here, lanes, extent[2])
+                                        continue
+                                    line = (((n * size[1] + c) * size[2] + z) * size[3] + y) * size[4]
+                                    seen = line + right + low * stride[2]
+                                    if back:
+                                        _merge(x, seen, stride[2], buffer, here + low * lanes, lanes, high - low)
+                                    else:
+                                        _clear(buffer, here, lanes, low)
+                                        _copy(buffer, here + low * lanes, lanes, x, seen, stride[2], high - low)
+                                        _clear(buffer, here + high * lanes, lanes, extent[2] - high)
+                                row += extent[2] * lanes
 
 
 @_compiled
-def swap(source: Array, target: Array) -> None:
-    """target (b, a, n) = source (a, b, n); either may be a part of something larger."""
-    for i in range(source.shape[0]):
-        for j in range(source.shape[1]):
-            for k in range(source.shape[2]):
-                target[j, i, k] = source[i, j, k]
+def collect(
+    source: Array, first: int, row: int, rows: int, places: Array, lane: int, lanes: Array, vectors: Array
+) -> None:
+    """vectors (rows, places, 8) = source[first + r * row + place + l * lane] for l below lanes[place]."""
+    to = 0
+    for r in range(rows):
+        for v in range(len(places)):
+            _copy(vectors, to, 1, source, first + r * row + places[v], lane, lanes[v])
+            to += LANES
 
 
 @_compiled
-def add_dots(left: Array, left_step: int, right: Array, right_step: int, length: int, total: Array) -> None:
-    """total (m, n) += left (m, length) @ right (n, length)^T, with rows so many elements apart.
+def spread(
+    vectors: Array, target: Array, first: int, row: int, rows: int, places: Array, lane: int, lanes: Array, add: bool
+) -> None:
+    """The inverse of ``collect``, into a target that then plays the source's part; or added to what is there."""
+    origin = 0
+    for r in range(rows):
+        for v in range(len(places)):
+            to = first + r * row + places[v]
+            if add:
+                _merge(target, to, lane, vectors, origin, 1, lanes[v])
+            else:
+                _copy(target, to, lane, vectors, origin, 1, lanes[v])
+            origin += LANES
 
-    Two by two rows at a time, and as much of the right-hand ones together as stays in the cache.
+
+@_compiled
+def windows(
+    weight: Array, first: int, row: int, rows: int, x: Array, places: Array, taps: Array, out: Array, out_first: int,
+    out_places: Array, lanes: Array, out_row: int, add: bool,
+) -> None:  # fmt: skip
+    """out[row r, place v] = (+=, if ``add``) the sum over taps t of weight[r, t] * x[place v + tap t]."""
+    for v in range(0, len(places), VECTORS):
+        for r in range(0, rows, ROWS):
+            gather(
+                weight, first + r * row, row, 1, min(ROWS, rows - r), x, 0, places, v, min(VECTORS, len(places) - v),
+                taps, len(taps), out, out_first + r * out_row, out_places, out_row, lanes, int(add),
+            )  # fmt: skip
+
+
+@_compiled
+def windows_back(
+    weight: Array, first: int, channel: int, channels: int, output: int, outputs: int, upstream: Array,
+    upstream_first: int, upstream_row: int, upstream_places: Array, lanes: Array, taps: Array, buffer: Array,
+    places: Array, step: int,
+) -> None:  # fmt: skip
+    """buffer[channel c, place v + tap t] += the sum over outputs o of weight[o, c, t] * upstream[row o, place v].
+
+    A tile goes over channels, not over taps, which meet at the same places.
     """
-    m, n = total.shape
-    for start in range(0, length, _DEPTH):
-        stop = min(start + _DEPTH, length)
-        for first in range(0, n, _ROWS):
-            last = min(first + _ROWS, n)
-            for i in range(0, m, 2):
-                for j in range(first, last, 2):
-                    # The last odd row or column goes with itself; what it gives twice is written once.
-                    below, beside = min(i + 1, m - 1), min(j + 1, last - 1)
-                    a, b = np.uint64(i * left_step + start), np.uint64(below * left_step + start)
-                    c, d = np.uint64(j * right_step + start), np.uint64(beside * right_step + start)
-                    s00 = s01 = s10 = s11 = np.int64(0)
-                    for k in range(np.uint64(stop - start)):
-                        s00 += left[a + k] * right[c + k]
-                        s01 += left[a + k] * right[d + k]
-                        s10 += left[b + k] * right[c + k]
-                        s11 += left[b + k] * right[d + k]
-                    total[i, j] += s00
-                    if beside > j:
-                        total[i, beside] += s01
-                    if below > i:
-                        total[below, j] += s10
-                    if below > i and beside > j:
-                        total[below, beside] += s11
+    rows = np.arange(outputs) * upstream_row
+    for v in range(0, len(places), VECTORS):
+        for t in range(len(taps)):
+            for c in range(0, channels, ROWS):
+                gather(
+                    weight, first + c * channel + t, channel, output, min(ROWS, channels - c), upstream, upstream_first,
+                    upstream_places, v, min(VECTORS, len(places) - v), rows, outputs, buffer, c * step + taps[t],
+                    places, step, lanes, 1,
+                )  # fmt: skip
+
+
+@_compiled
+def window_dots(
+    upstream: Array, first: int, row: int, rows: int, upstream_places: Array, x: Array, taps: Array, places: Array,
+    lanes: Array, out: Array, out_first: int, out_row: int,
+) -> None:  # fmt: skip
+    """out[row r, tap t] += the sum over places v of upstream[row r, place v] * x[place v + tap t]."""
+    for v in range(0, len(places), _NEAR):
+        for r in range(0, rows, DOT_ROWS):
+            for t in range(0, len(taps), DOT_COLUMNS):
+                dots(
+                    upstream, first + r * row, row, min(DOT_ROWS, rows - r), upstream_places, x, 0, taps, t,
+                    min(DOT_COLUMNS, len(taps) - t), places, lanes, v, min(_NEAR, len(places) - v), out,
+                    out_first + r * out_row + t, out_row,
+                )  # fmt: skip
 
 
 @_compiled
@@ -226,9 +266,3 @@ def flat(x: Tensor) -> Array:
     """A tensor's elements in order of memory, as an array: its own memory if it is contiguous."""
     array: Array = x.reshape(-1).numpy()
     return array
-
-
-def rows(matrix: Tensor) -> tuple[Array, int]:
-    """A matrix whose columns are adjacent in memory, as that memory and how far apart its rows are."""
-    step = matrix.stride(0) if len(matrix) > 1 else matrix.shape[1]
-    return flat(matrix.as_strided((step * (len(matrix) - 1) + matrix.shape[1],), (1,))), step

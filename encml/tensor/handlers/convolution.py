@@ -16,6 +16,7 @@ from torch import Tensor
 
 from encml.errors import InvalidTensor
 from encml.ring import kernels
+from encml.ring.kernels import Adding
 from encml.tensor.handlers.arithmetic import add_secrets
 from encml.tensor.handlers.common import as_secret, bilinear, result_dtype, session_of, wrap
 from encml.tensor.handlers.linear import sum_dims
@@ -112,13 +113,13 @@ def _settings(
     return each(dims, stride), each(dims, padding), each(dims, dilation), groups
 
 
-def _kernel(
-    kernel: Callable[..., Tensor], size: Sequence[int] | None, settings: _Settings
-) -> Callable[[Tensor, Tensor], Tensor]:
+def _kernel(kernel: Callable[..., Tensor], size: Sequence[int] | None, settings: _Settings) -> Adding:
     """A convolution or an adjoint of it as a bilinear map of two tensors."""
     sized = () if size is None else (list(size),)
-    return partial(_apply, kernel, (*sized, *settings))
+    return Adding(partial(_apply, kernel, (*sized, *settings)))
 
 
-def _apply(kernel: Callable[..., Tensor], arguments: tuple[object, ...], x: Tensor, y: Tensor) -> Tensor:
-    return kernel(x, y, *arguments)
+def _apply(
+    kernel: Callable[..., Tensor], arguments: tuple[object, ...], x: Tensor, y: Tensor, total: Tensor | None = None
+) -> Tensor:
+    return kernel(x, y, *arguments, total=total)
