@@ -8,15 +8,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from encml.mpc.comparison import WORD_BITS
 from encml.mpc.costs import COSTS
 from encml.mpc.session import Session
 from encml.net.transport import PARTIES
+from encml.ring.fixed import DEFAULT_FRACTION_BITS
 from encml.tensor import SharedTensor
 
 ERROR_FLOOR = 1 / 8
 """Results below this are compared with it: an error of 2 units in the last place of 16 bits is then 2^-12 of it."""
 
 _SEED = 20_260_401
+_COMPARES = "bits"
+"""What the width of a primitive means that compares; without a declared range, see ``Session.compared_bits``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,7 @@ class Case:
     prepare: shares inputs of a size in a session. Raises UnsupportedOperation where the function is unknown there.
     declared: which entry of ``encml.mpc.costs.COSTS`` gives its cost, and for how many elements at a size.
     loops: how often ``run`` repeats it; all figures are of one of them.
+    comparison_bits: the declared range of the session that it runs in; see ``encml.Session``.
     """
 
     name: str
@@ -65,6 +70,7 @@ class Case:
     declared: tuple[str, Callable[[tuple[int, ...]], int]] | None = None
     domain: tuple[float, float] | None = None
     loops: int = 1
+    comparison_bits: int | None = None
 
     def at(self, quick: bool) -> tuple[int, ...]:
         """The size to run at."""
@@ -80,7 +86,10 @@ class Case:
             return None
         name, elements = self.declared
         cost = COSTS[name]
-        return cost.rounds(cost.width), cost.sent(elements(self.at(quick)), cost.width) / PARTIES
+        width = cost.width
+        if cost.width_means == _COMPARES:
+            width = self.comparison_bits or WORD_BITS - DEFAULT_FRACTION_BITS
+        return cost.rounds(width), cost.sent(elements(self.at(quick)), width) / PARTIES
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

@@ -65,6 +65,7 @@ GOALS: tuple[Goal, ...] = (
     Goal("seed-1", seconds=0.015, bytes_per_party=0.2e6),
     Goal("seed-64", seconds=0.120, bytes_per_party=10e6),
     Goal("relu", seconds=0.025, each=34),
+    Goal("relu-32", each=22),
     Goal("matmul-512", seconds=0.050),
     Goal("matmul-layer", seconds=0.010),
     Goal("softmax", seconds=0.060),

@@ -77,9 +77,11 @@ def _activations(model: nn.Sequential, images: Tensor) -> int:
     return count
 
 
-def _seed(batch: int, quick: int) -> Case:
-    does = "seed network, private inference, batch {0}"
-    return Case(f"seed-{batch}", "networks", does, (batch,), (quick,), _inference)
+def _seed(batch: int, quick: int, comparison_bits: int | None = None) -> Case:
+    name, does = f"seed-{batch}", "seed network, private inference, batch {0}"
+    if comparison_bits is not None:
+        name, does = f"{name}-{comparison_bits}", f"{does}, {comparison_bits} bits declared"
+    return Case(name, "networks", does, (batch,), (quick,), _inference, comparison_bits=comparison_bits)
 
 
 def _step(letter: str, make: Callable[[], nn.Sequential], name: str, text: str, loss: Loss) -> Case:
@@ -94,6 +96,8 @@ def _entropy_step(letter: str, make: Callable[[], nn.Sequential]) -> Case:
 NETWORKS: tuple[Case, ...] = (
     _seed(1, 1),
     _seed(64, 3),
+    _seed(1, 1, 32),
+    _seed(64, 3, 32),
     _step("a", network_a, "mse", "squared error", F.mse_loss),
     _entropy_step("a", network_a),
     _entropy_step("b", network_b),

@@ -40,11 +40,13 @@ def main() -> int:
     try:
         with (arguments.results / f"party-{arguments.rank}.jsonl").open("w", encoding="utf-8") as file:
             for name in arguments.cases.split(","):
+                case = BY_NAME[name]
+                declared = config.model_copy(update={"comparison_bits": case.comparison_bits})
                 # A session for each case: what one of them leaves behind is no other's.
-                with Session.from_cluster(config, arguments.rank) as session:
+                with Session.from_cluster(declared, arguments.rank) as session:
                     # A party that was done at once would otherwise dial again while others are still meeting.
                     wait_for_all(session)
-                    outcome = measure(BY_NAME[name], session, arguments.quick, arguments.repeats)
+                    outcome = measure(case, session, arguments.quick, arguments.repeats)
                 file.write(PartyLine(name=name, outcome=outcome).model_dump_json() + "\n")
                 file.flush()
     except EncmlError as error:

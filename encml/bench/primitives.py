@@ -114,8 +114,11 @@ def _convolution(session: Session, size: Size) -> Job:
     return Job(lambda: settled(F.conv2d(fresh(x), fresh(w), padding=_PADDING)), expected)
 
 
-def _elementwise(name: str, does: str, prepare: Callable[[Session, Size], Job], cost: str) -> Case:
-    return Case(name, "primitives", does, (100_000,), (1_000,), prepare, (cost, math.prod))
+def _elementwise(
+    name: str, does: str, prepare: Callable[[Session, Size], Job], cost: str, comparison_bits: int | None = None
+) -> Case:
+    declared = (cost, math.prod)
+    return Case(name, "primitives", does, (100_000,), (1_000,), prepare, declared, comparison_bits=comparison_bits)
 
 
 def _matrix(name: str, size: Size, quick: Size) -> Case:
@@ -137,6 +140,7 @@ PRIMITIVES: tuple[Case, ...] = (
     _elementwise("product-truncate", "{0:,} products, truncated", _product_truncate, "product_truncate"),
     _elementwise("positive", "{0:,} times x > 0", _positive, "positive"),
     _elementwise("relu", "ReLU of {0:,}", _relu, "relu"),
+    _elementwise("relu-32", "ReLU of {0:,}, 32 bits declared", _relu, "relu", 32),
     _elementwise("select", "{0:,} times bit · x", _select, "select"),
     _matrix("matmul-512", (512, 512, 512), (32, 32, 32)),
     _matrix("matmul-layer", (128, 784, 128), (8, 49, 8)),

@@ -107,7 +107,7 @@ def run_benchmark(plan: Plan, told: Told) -> Benchmark:
 def _in_process(cases: Sequence[Case], quick: bool, repeats: int, threads: int) -> Iterator[tuple[Case, Run | str]]:
     with _threads(threads):
         for case in cases:
-            with Session(LocalTransport()) as session:
+            with Session(LocalTransport(), comparison_bits=case.comparison_bits) as session:
                 yield case, measure(case, session, quick, repeats)
 
 

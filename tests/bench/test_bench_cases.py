@@ -25,7 +25,7 @@ ERROR = 2.0**-12
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_every_case_runs_is_right_and_costs_what_is_declared(case: Case) -> None:
-    with Session(LocalTransport(), seed=3) as session:
+    with Session(LocalTransport(), comparison_bits=case.comparison_bits, seed=3) as session:
         run = measure(case, session, quick=True, repeats=2)
     assert isinstance(run, Run), run
     assert len(run.seconds) == 2
