@@ -30,29 +30,59 @@ def propagate_and_generate(parties: Parties, payload: Tensor, bits: int, operati
     2. Generate bits g = A & B = (s0 & B) ^ (s1 & B): party r + 2 and party r + 1 have one term each and reshare.
     (Mohassel and Rindal 2018 for the adder on shares; the asymmetry is ours.)
     """
-    r, n = parties.next_lead(), math.prod(payload.shape[1:])
-    words, low = words_for(n), bits - 1  # nothing asks for the carry out of the last bit
-    values, shape = payload.numpy(), (bits, words)
-    p: Words = np.empty((parties.shares_here, *shape), np.int64)
-    s0, s1, b = ((None if place is None else p[place]) for place in (parties.place_of(r + k) for k in range(3)))
-    if s0 is not None:
-        parties.masks(r - 1, shape, to=s0)
+    r, values = parties.next_lead(), payload.numpy()
+    adder = Adder(parties, r, math.prod(payload.shape[1:]), bits)
     if parties.plays(r):
-        whole = parties.words(values, r), parties.words(values, r + 1)
-        planes_of(*whole, known(s0).reshape(-1), bits, known(s1).reshape(-1))
-    if b is not None:
-        planes_of(parties.words(values, r + 2), NOTHING, NOTHING, bits, b.reshape(-1))
-    sent = torch.from_numpy(known(s1)) if parties.plays(r) else None
-    (got,) = parties.net.exchange([Message(r, (r + 1) % PARTIES, sent, shape, torch.int64)], operation)
-    if sent is None and s1 is not None:
-        s1[...] = known(got).numpy()
+        adder.first(parties.words(values, r), parties.words(values, r + 1))
+    if parties.place_of(r + 2) is not None:
+        adder.second(parties.words(values, r + 2))
+    (got,) = parties.net.exchange([adder.message()], operation)
+    return adder.finish(got, operation)
 
-    pair = parties.pair(r + 1, (low, words))
-    if pair.left is not None:
-        and_with(known(s1)[:low].reshape(-1), known(b)[:low].reshape(-1), known(pair.low), pair.left)
-    if pair.right is not None:
-        and_with(known(s0)[:low].reshape(-1), known(b)[:low].reshape(-1), known(pair.high), pair.right)
-    return torch.from_numpy(p), pair.reshare(operation, xor=True)
+
+class Adder:
+    """The low ``bits`` bits of n numbers x = A + B on the way to planes, as in ``propagate_and_generate``.
+
+    ``first`` gives A, at party r, before ``message``, which goes with any round; ``second`` gives B, at the other two,
+    before ``finish``, which takes what the message brought and one more round.
+    """
+
+    __slots__ = ("_b", "_bits", "_p", "_parties", "_r", "_s0", "_s1")
+
+    def __init__(self, parties: Parties, r: int, n: int, bits: int) -> None:
+        self._parties, self._r, self._bits = parties, r, bits
+        self._p: Words = np.empty((parties.shares_here, bits, words_for(n)), np.int64)
+        places = (parties.place_of(r + k) for k in range(PARTIES))
+        self._s0, self._s1, self._b = (None if place is None else self._p[place] for place in places)
+        if self._s0 is not None:
+            parties.masks(r - 1, self._s0.shape, to=self._s0)
+
+    def first(self, one: Words, two: Words = NOTHING) -> None:
+        """A = one + two, XOR-shared between parties r + 1 and r + 2 by the mask s0."""
+        planes_of(one, two, known(self._s0).reshape(-1), self._bits, known(self._s1).reshape(-1))
+
+    def second(self, one: Words, two: Words = NOTHING) -> None:
+        """B = one + two."""
+        planes_of(one, two, NOTHING, self._bits, known(self._b).reshape(-1))
+
+    def message(self) -> Message:
+        """s1, from party r to party r + 1."""
+        r, shape = self._r % PARTIES, self._p.shape[1:]
+        s1 = torch.from_numpy(known(self._s1)) if self._parties.plays(r) else None
+        return Message(r, (r + 1) % PARTIES, s1, shape, torch.int64)
+
+    def finish(self, got: Tensor | None, operation: str) -> tuple[Tensor, Tensor]:
+        """(p, g), after one round."""
+        r, s0, s1, b = self._r, self._s0, self._s1, self._b
+        if s1 is not None and not self._parties.plays(r):
+            s1[...] = known(got).numpy()
+        low = self._bits - 1  # nothing asks for the carry out of the last bit
+        pair = self._parties.pair(r + 1, (low, self._p.shape[2]))
+        if pair.left is not None:
+            and_with(known(s1)[:low].reshape(-1), known(b)[:low].reshape(-1), known(pair.low), pair.left)
+        if pair.right is not None:
+            and_with(known(s0)[:low].reshape(-1), known(b)[:low].reshape(-1), known(pair.high), pair.right)
+        return torch.from_numpy(self._p), pair.reshare(operation, xor=True)
 
 
 def carry(parties: Parties, g: Tensor, p: Tensor, operation: str) -> Tensor:

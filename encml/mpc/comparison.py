@@ -17,7 +17,15 @@ from torch import Tensor
 from encml.mpc.circuits import carry, flipped, propagate_and_generate
 from encml.mpc.parties import Parties, known
 from encml.net.transport import PARTIES, Message
-from encml.ring.kernels.elementwise import NOTHING, Words, bits_less, chosen_less, kept_less, run_sums_less, turned_less
+from encml.ring.kernels.elementwise import (
+    NOTHING,
+    Words,
+    bits_less,
+    chosen_less,
+    parts_less,
+    run_sums_less,
+    turned_less,
+)
 
 WORD_BITS = 64
 
@@ -103,10 +111,9 @@ def select(
     plane, values, rest = bits.plane.numpy(), payload.numpy(), None
     masks = parties.masks(r - 1, (2, n))
     if parties.plays(r):
-        part = parties.words(plane, r), parties.words(plane, r + 1)
         rest = np.empty((2, n), np.int64)
-        bits_less(*part, n, known(masks)[0], rest[0])
-        kept_less(*part, parties.words(values, r), parties.words(values, r + 1), known(masks)[1], rest[1])
+        inputs = (parties.words(array, index) for array in (plane, values) for index in (r, r + 1))
+        parts_less(*inputs, known(masks).reshape(-1), rest.reshape(-1))
     rest = hand_over(parties, r, rest, (2, n), operation)
     summed = runs is not None and any(length != 1 for length in runs)
     result = (len(runs), *shape[1:]) if runs is not None else shape

@@ -175,6 +175,10 @@ class Parties:
             add_masked(terms[place].ravel(), own, previous)
         return room
 
+    def masked_rows(self, rows: Tensor) -> Words:
+        """Additive rows (P, *shape) with masks that add up to zero: (P, n), in fresh memory."""
+        return self.masked(rows, np.empty(tuple(rows.shape), np.int64)).reshape(self.here, -1)
+
     def zero(self, shape: Sequence[int]) -> Tensor:
         """Rows (P, *shape) that are uniform but add up to zero over the three parties; no communication."""
         room, masks = self.mask_rows(shape, np.empty((self.here, *shape), np.int64))

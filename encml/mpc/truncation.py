@@ -45,17 +45,19 @@ def truncate_rows(parties: Parties, rows: Tensor, m: int, operation: str = "trun
     """
     p = parties.next_lead()
     shape = tuple(rows.shape[1:])
-    masked = parties.masked(rows, np.empty(tuple(rows.shape), np.int64)).reshape(parties.here, -1)
+    masked = parties.masked_rows(rows)
     last, middle = (p + 2) % PARTIES, (p + 1) % PARTIES
-    deal = _Deal(parties, p, math.prod(shape), m)
+    division = Division(parties, p, math.prod(shape), m)
     if parties.plays(p):
-        deal.open_first(masked[parties.row(p)])
+        division.open_first(masked[parties.row(p)])
     z_last = torch.from_numpy(masked[parties.row(last)]) if parties.plays(last) else None
-    moved, c1 = parties.net.exchange([Message(last, middle, z_last, (deal.n,), torch.int64), deal.message()], operation)
+    moved, c1 = parties.net.exchange(
+        [Message(last, middle, z_last, (division.n,), torch.int64), division.message()], operation
+    )
     if parties.plays(middle):
-        deal.open_second(masked[parties.row(middle)], flat(moved))
-    e, d = parties.net.exchange(deal.openings(), operation)
-    return deal.finish(c1, e, d, operation).view(parties.shares_here, *shape)
+        division.open_second(masked[parties.row(middle)], flat(moved))
+    e, d = parties.net.exchange(division.openings(), operation)
+    return division.finish(c1, e, d, operation).view(parties.shares_here, *shape)
 
 
 def truncate(parties: Parties, payload: Tensor, m: int, operation: str = "truncate") -> Tensor:
@@ -66,20 +68,25 @@ def truncate(parties: Parties, payload: Tensor, m: int, operation: str = "trunca
     """
     p = parties.next_lead()
     shape, values = tuple(payload.shape[1:]), payload.numpy()
-    deal = _Deal(parties, p, math.prod(shape), m)
-    split = parties.masks(p, (deal.n,))
+    division = Division(parties, p, math.prod(shape), m)
+    split = parties.masks(p, (division.n,))
     if parties.plays(p + 1):
         # Where party p lives here, too, it needs the same mask.
         own = known(split).copy() if parties.plays(p) else known(split)
-        deal.open_second(own, parties.words(values, p + 2), minus=True)
+        division.open_second(own, parties.words(values, p + 2), minus=True)
     if parties.plays(p):
-        deal.open_first(known(split), parties.words(values, p), parties.words(values, p + 1))
-    c1, e, d = parties.net.exchange([deal.message(), *deal.openings()], operation)
-    return deal.finish(c1, e, d, operation).view(parties.shares_here, *shape)
+        division.open_first(known(split), parties.words(values, p), parties.words(values, p + 1))
+    c1, e, d = parties.net.exchange([division.message(), *division.openings()], operation)
+    return division.finish(c1, e, d, operation).view(parties.shares_here, *shape)
 
 
-class _Deal:
-    """One dealt triple of bits for every element, and what each role here knows of the truncation under way."""
+class Division:
+    """A truncation under way: what each role here knows of X0 and X1, and one dealt triple of bits for every element.
+
+    ``message`` (c1) goes with any round. ``open_first`` at party p and ``open_second`` at party p + 1 take X0 and X1,
+    flat, before ``openings`` (e, d), which take another round or the same. Then each of the two can tell its term of
+    the quotient, and ``finish`` reshares them.
+    """
 
     def __init__(self, parties: Parties, p: int, elements: int, m: int) -> None:
         if not 0 < m <= MAX_SHIFT:
@@ -109,7 +116,7 @@ class _Deal:
         self.x0, offset = total, (1 << RANGE_BITS) + (1 << self.m) - 1
         open_sign(first, second, False, offset, known(self.a), total, known(self.e))
 
-    def open_second(self, total: Words, first: Words, minus: bool = False) -> None:
+    def open_second(self, total: Words, first: Words = NOTHING, minus: bool = False) -> None:
         """Set X1 = first + total, or first - total with ``minus``, in the place of ``total``, and d = u1 ^ b."""
         self.x1 = total
         open_sign(first, NOTHING, minus, 0, known(self.b), total, known(self.d))
@@ -120,13 +127,19 @@ class _Deal:
         e, d = (None if bits is None else torch.from_numpy(bits) for bits in (self.e, self.d))
         return [Message(one, two, e, self.packed, torch.uint8), Message(two, one, d, self.packed, torch.uint8)]
 
+    def first_term(self, d: Tensor | None, mask: Words, to: Words, factor: int = 1) -> None:
+        """to = factor * party p's term of the quotient - mask."""
+        shifted_first(known(self.x0), self.m, known(self.e), flat(d), known(self.a), known(self.c0), factor, mask, to)
+
+    def second_term(self, c1: Tensor | None, e: Tensor | None, mask: Words, to: Words, factor: int = 1) -> None:
+        """to = factor * party p + 1's term of the quotient - mask."""
+        shifted_second(known(self.x1), self.m, flat(e), known(self.d), known(self.b), flat(c1), factor, mask, to)
+
     def finish(self, c1: Tensor | None, e: Tensor | None, d: Tensor | None, operation: str) -> Tensor:
-        """What was received, to the result as a payload (S, n)."""
+        """The quotient as a payload (S, n), after one round."""
         pair = self.parties.pair(self.p, (self.n,))
         if pair.left is not None:
-            first = known(self.e), flat(d), known(self.a)
-            shifted_first(known(self.x0), self.m, *first, known(self.c0), known(pair.low), pair.left)
+            self.first_term(d, known(pair.low), pair.left)
         if pair.right is not None:
-            second = flat(e), known(self.d), known(self.b)
-            shifted_second(known(self.x1), self.m, *second, flat(c1), known(pair.high), pair.right)
+            self.second_term(c1, e, known(pair.high), pair.right)
         return pair.reshare(operation)

@@ -10,13 +10,14 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from party_views import ALARM, Case, Frozen, Inputs, N, Nibbles, Tamper, leaks, least_p_value, nibbles, received
 from plain_ring import wrap
 from torch import Tensor
 
-from encml.mpc import dealing, pending, sharing
+from encml.mpc import dealing, sharing
 from encml.mpc.circuits import any_above, bits_at, one_hot
 from encml.mpc.comparison import invert, negative, select, to_arithmetic
 from encml.mpc.functions.exponent import exponents
@@ -24,9 +25,8 @@ from encml.mpc.lookup import lookup
 from encml.mpc.multiplication import and_bits, product
 from encml.mpc.parties import Parties, Row, known
 from encml.mpc.pending import negative_rows, scale_rows, select_rows
-from encml.mpc.truncation import truncate, truncate_rows
+from encml.mpc.truncation import Division, truncate, truncate_rows
 from encml.net.local import LocalTransport
-from encml.ring.bits import unpack_bits
 from encml.ring.kernels.elementwise import Integers, Words
 from encml.ring.prg import KeyStream
 
@@ -37,6 +37,7 @@ FACTORS = ((0, 0), (2**31 - 2**17 + 77, 2**31 - 2**16 - 5), (-(2**31) + 2**17 - 
 ODD = 0x123456789ABCDEF1
 SAME_PRODUCT = tuple((wrap(k), wrap(24 * pow(k, -1, 2**64))) for k in (1, 3, ODD, -ODD))
 BITS = ((0,), (1,))
+Bits = npt.NDArray[Any]
 
 
 def two_products(parties: Parties, inputs: Inputs) -> None:
@@ -251,15 +252,16 @@ def test_every_mask_drawn_is_among_those_taken_out(name: str) -> None:
 def test_a_bit_opened_beside_a_term_is_masked_by_a_dealt_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each term of a division depends on messages as a whole, and no pair of half-bytes shows that a bit opened about
     the other one needs a mask of its own. So they are met with the terms here: for x = 0 either tells the other."""
-    opened: list[tuple[Tensor, Tensor, Tensor]] = []
-    divided = pending._Division.divided
+    opened: list[tuple[Bits, Bits, Bits]] = []
+    second_term = Division.second_term
 
-    def recorded(self: Any, c1: Tensor, e: Tensor, d: Tensor) -> Any:
-        small = [(term ^ (term << 1)) >= 0 for term in self._terms]
-        opened.append((unpack_bits(e, N) ^ small[1], unpack_bits(d, N) ^ small[0], c1 == 0))
-        return divided(self, c1, e, d)
+    def recorded(self: Division, c1: Tensor, *arguments: Any) -> None:
+        small = [(known(x) ^ (known(x) << 1)) >= 0 for x in (self.x0, self.x1)]
+        e, d = (np.unpackbits(known(bits), count=N, bitorder="little") for bits in (self.e, self.d))
+        opened.append((e ^ small[1], d ^ small[0], c1.numpy() == 0))
+        second_term(self, c1, *arguments)
 
-    monkeypatch.setattr(pending._Division, "divided", recorded)
+    monkeypatch.setattr(Division, "second_term", recorded)
     case = CASES[name]
     first = case.draws.index("a 2") if "a 2" in case.draws else case.draws.index("a")
 
@@ -269,7 +271,7 @@ def test_a_bit_opened_beside_a_term_is_masked_by_a_dealt_one(name: str, monkeypa
         if tamper is not None:
             tamper(parties)
         case.run(parties, Inputs(parties, 0, case.secrets[0]))
-        e, d, zero = (bits.double().mean() for bits in opened[-1])
+        e, d, zero = (bits.mean() for bits in opened[-1])
         return [abs(float(e) - 0.5) > 0.1, abs(float(d) - 0.5) > 0.1, float(zero) > 0.1]
 
     assert far_from_even(None) == [False] * 3

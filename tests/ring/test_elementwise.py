@@ -139,8 +139,15 @@ def test_chosen_numbers(n: int, draw: Draw) -> None:
     plane, other = draw(words_for(n)), draw(words_for(n))
     t, u = bits_of(plane, n), bits_of(other, n)
     x, y, part, product, mask, result = (draw(n) for _ in range(6))
-    kernels.kept_less(plane, other, x, y, mask, result)
-    assert np.array_equal(result, (t ^ u) * (x + y) - mask)
+    for addend in (y, NOTHING):
+        total = x + y if len(addend) else x
+        parts = np.concatenate([t ^ u, (t ^ u) * total, (1 - (t ^ u)) * total])
+        for rows in (2, 3):
+            masks, dealt = draw(rows * n), draw(rows * n)
+            kernels.parts_less(plane, other, x, addend, masks, dealt)
+            assert np.array_equal(dealt, parts[: rows * n] - masks)
+    kernels.chosen_part(plane, x, y, part, product, mask, result)
+    assert np.array_equal(result, np.where(t, mask + x - part * (x + y), product + part * (x + y)))
     for both in (False, True):
         for less in (mask, NOTHING):
             kernels.chosen_less(plane, x, y, both, part, product, less, result)
@@ -187,9 +194,10 @@ def test_pieces_of_a_truncation(n: int, dtype: type[np.integer[Any]], m: int, dr
     x, mask, result = draw(n), draw(n), draw(n)
     quotient = (x.view(np.uint64) >> np.uint64(m)).view(np.int64)
     wide = c.astype(np.int64)
-    kernels.shifted_first(x, m, e, d, a, c, mask, result)
-    product = bit_e * bit_d + (1 - 2 * bit_e) * (bit_d * bit_a + (1 - 2 * bit_d) * wide) - 1
-    assert np.array_equal(result, quotient + (product << (64 - m)) - 2 ** (62 - m) - mask)
-    kernels.shifted_second(x, m, e, d, b, c, mask, result)
-    product = (1 - 2 * bit_d) * (bit_e * bit_b + (1 - 2 * bit_e) * wide)
-    assert np.array_equal(result, quotient + (product << (64 - m)) - mask)
+    for factor in (1, -48):
+        kernels.shifted_first(x, m, e, d, a, c, factor, mask, result)
+        product = bit_e * bit_d + (1 - 2 * bit_e) * (bit_d * bit_a + (1 - 2 * bit_d) * wide) - 1
+        assert np.array_equal(result, factor * (quotient + (product << (64 - m)) - 2 ** (62 - m)) - mask)
+        kernels.shifted_second(x, m, e, d, b, c, factor, mask, result)
+        product = (1 - 2 * bit_d) * (bit_e * bit_b + (1 - 2 * bit_e) * wide)
+        assert np.array_equal(result, factor * (quotient + (product << (64 - m))) - mask)

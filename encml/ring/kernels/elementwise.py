@@ -168,13 +168,33 @@ def bits_less(first: Words, second: Words, n: int, mask: Words, to: Words) -> No
 
 
 @_compiled
-def kept_less(first: Words, second: Words, x: Words, y: Words, mask: Words, to: Words) -> None:
-    """to = b (x + y) - mask, for the bits b of the plane first ^ second."""
+def parts_less(first: Words, second: Words, x: Words, y: Words, mask: Words, to: Words) -> None:
+    """to (2 or 3, n) = b, b (x + y), and (1 - b) (x + y), less mask, for the bits b of the plane first ^ second.
+
+    ``y`` may be of length 0.
+    """
+    n = np.uint64(len(x))
+    three = np.uint64(len(to)) > n + n
     for w in range(len(first)):
         word, base = first[np.uint64(w)] ^ second[np.uint64(w)], np.uint64(w * 64)
-        for j in range(min(_WORD, np.uint64(len(to)) - base)):
-            bit = (word >> np.int64(j)) & 1
-            to[base + j] = ((x[base + j] + y[base + j]) & -bit) - mask[base + j]
+        count = min(_WORD, n - base)
+        place = base + n
+        for j in range(count):
+            to[base + j] = ((word >> np.int64(j)) & 1) - mask[base + j]
+        if len(y):
+            for j in range(count):
+                to[place + j] = ((x[base + j] + y[base + j]) & -((word >> np.int64(j)) & 1)) - mask[place + j]
+        else:
+            for j in range(count):
+                to[place + j] = (x[base + j] & -((word >> np.int64(j)) & 1)) - mask[place + j]
+        if three:
+            place += n
+            if len(y):
+                for j in range(count):
+                    to[place + j] = ((x[base + j] + y[base + j]) & (((word >> np.int64(j)) & 1) - 1)) - mask[place + j]
+            else:
+                for j in range(count):
+                    to[place + j] = (x[base + j] & (((word >> np.int64(j)) & 1) - 1)) - mask[place + j]
 
 
 @_compiled
@@ -221,6 +241,18 @@ def chosen_less(
                 bit, other = (word >> np.int64(j)) & 1, b[base + j]
                 product = part_of_product[base + j] + part[base + j] * other
                 to[base + j] = ((own[base + j] + (other & with_b)) & -bit) + (product ^ -bit) + bit
+
+
+@_compiled
+def chosen_part(plane: Words, own: Words, other: Words, part: Words, kept: Words, left: Words, to: Words) -> None:
+    """to = kept + part b where a bit of ``plane`` is 0, left + own - part b where it is 1, with b = own + other."""
+    for w in range(len(plane)):
+        word, base = plane[np.uint64(w)], np.uint64(w * 64)
+        for j in range(min(_WORD, np.uint64(len(to)) - base)):
+            chosen = -((word >> np.int64(j)) & 1)
+            product = part[base + j] * (own[base + j] + other[base + j])
+            zero, one = kept[base + j] + product, left[base + j] + own[base + j] - product
+            to[base + j] = zero ^ ((zero ^ one) & chosen)
 
 
 @_compiled
@@ -288,8 +320,10 @@ def deal_product(a: Octets, b: Octets, mask: Integers, to: Integers) -> None:
 
 
 @_compiled
-def shifted_first(x: Words, m: int, e: Octets, d: Octets, a: Octets, c: Integers, mask: Words, to: Words) -> None:
-    """to = floor(x / 2^m) + 2^(64-m) (ed + (1-2e) (da + (1-2d) c) - 1) - 2^(62-m) - mask, x as an unsigned number."""
+def shifted_first(
+    x: Words, m: int, e: Octets, d: Octets, a: Octets, c: Integers, factor: int, mask: Words, to: Words
+) -> None:
+    """to = factor (floor(x / 2^m) + 2^(64-m) (ed + (1-2e) (da + (1-2d) c) - 1) - 2^(62-m)) - mask, x as unsigned."""
     shift, back, offset = np.uint64(m), np.int64(64 - m), np.int64(1) << np.int64(62 - m)
     for w in range((len(to) + 63) // 64):
         word_e, word_d, word_a, base = _word(e, w), _word(d, w), _word(a, w), np.uint64(w * 64)
@@ -299,12 +333,14 @@ def shifted_first(x: Words, m: int, e: Octets, d: Octets, a: Octets, c: Integers
             inner = (bit_d & (word_a >> at)) + (np.int64(c[base + j]) ^ -bit_d) + bit_d
             product = (bit_e & bit_d) + (inner ^ -bit_e) + bit_e
             quotient = np.int64(np.uint64(x[base + j]) >> shift)
-            to[base + j] = quotient + ((product - 1) << back) - offset - mask[base + j]
+            to[base + j] = factor * (quotient + ((product - 1) << back) - offset) - mask[base + j]
 
 
 @_compiled
-def shifted_second(x: Words, m: int, e: Octets, d: Octets, b: Octets, c: Integers, mask: Words, to: Words) -> None:
-    """to = floor(x / 2^m) + 2^(64-m) (1-2d) (eb + (1-2e) c) - mask, x as an unsigned number."""
+def shifted_second(
+    x: Words, m: int, e: Octets, d: Octets, b: Octets, c: Integers, factor: int, mask: Words, to: Words
+) -> None:
+    """to = factor (floor(x / 2^m) + 2^(64-m) (1-2d) (eb + (1-2e) c)) - mask, x as an unsigned number."""
     shift, back = np.uint64(m), np.int64(64 - m)
     for w in range((len(to) + 63) // 64):
         word_e, word_d, word_b, base = _word(e, w), _word(d, w), _word(b, w), np.uint64(w * 64)
@@ -314,4 +350,4 @@ def shifted_second(x: Words, m: int, e: Octets, d: Octets, b: Octets, c: Integer
             inner = (bit_e & (word_b >> at)) + (np.int64(c[base + j]) ^ -bit_e) + bit_e
             product = (inner ^ -bit_d) + bit_d
             quotient = np.int64(np.uint64(x[base + j]) >> shift)
-            to[base + j] = quotient + (product << back) - mask[base + j]
+            to[base + j] = factor * (quotient + (product << back)) - mask[base + j]
