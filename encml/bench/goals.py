@@ -64,6 +64,8 @@ GOALS: tuple[Goal, ...] = (
     Goal(_FIRST_STEP, seconds=0.080, bytes_per_party=5e6, rounds=120, memory=MEMORY),
     Goal("seed-1", seconds=0.015, bytes_per_party=0.2e6),
     Goal("seed-64", seconds=0.120, bytes_per_party=10e6),
+    Goal("seed-1-32", seconds=0.015, bytes_per_party=0.2e6),
+    Goal("seed-64-32", seconds=0.120, bytes_per_party=10e6),
     Goal("relu", seconds=0.025, each=34),
     Goal("relu-32", each=22),
     Goal("matmul-512", seconds=0.050),
