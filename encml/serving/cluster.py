@@ -15,6 +15,7 @@ from encml.config.cluster import ClusterConfig, load_cluster
 from encml.errors import EncmlError, PartyError, PartyTimeout, ServingError
 from encml.net.certificates import make_cluster_keys
 from encml.net.transport import PARTIES
+from encml.serving.bounds import Range
 from encml.serving.calls import Call, Calls, same
 from encml.serving.client import Client
 from encml.serving.model_store import PartyModel, check_model_name, load_model_shares, share_model
@@ -138,14 +139,17 @@ class Cluster:
                 raise self._late(statuses, timeout)
             time.sleep(_POLL_SECONDS)
 
-    def share(self, model: nn.Module, example: Tensor, name: str = "model") -> ModelStatus:
+    def share(
+        self, model: nn.Module, example: Tensor, name: str = "model", *, input_range: Range | None = None
+    ) -> ModelStatus:
         """Share a model into the cluster under ``name``, in place of what had that name; ``serve`` comes next.
 
         example: an input (batch, ...) of the kind to be asked about; see ``export_model`` for what is tried with it.
+        input_range: the lowest and highest value of all inputs, (0, 1) for images: fewer bytes; see ``export_model``.
         No party learns a weight; all learn the architecture. Raises UnsupportedOperation or InvalidTensor for a model
         that cannot be served, before anything is sent.
         """
-        return self.upload(share_model(model, example, name, self.config.fraction_bits))
+        return self.upload(share_model(model, example, name, self.config.fraction_bits, input_range))
 
     def share_saved(self, folder: str | Path) -> ModelStatus:
         """As ``share``, for a model that ``save_model_shares`` put into ``folder``."""

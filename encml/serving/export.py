@@ -20,6 +20,7 @@ from encml.errors import InvalidTensor, UnsupportedOperation
 from encml.mpc.session import Session
 from encml.net.local import LocalTransport
 from encml.ring.fixed import DEFAULT_FRACTION_BITS, bound
+from encml.serving.bounds import Range, declare_comparisons
 from encml.serving.folding import BATCH_NORMS, fold
 from encml.serving.graph import (
     INPUT,
@@ -48,7 +49,10 @@ _COPIES = ("aten.alias.default", "aten.clone.default", "aten.detach.default")
 
 
 def export_model(
-    model: nn.Module, example: Tensor, fraction_bits: int = DEFAULT_FRACTION_BITS
+    model: nn.Module,
+    example: Tensor,
+    fraction_bits: int = DEFAULT_FRACTION_BITS,
+    input_range: Range | None = None,
 ) -> tuple[Graph, dict[str, Tensor]]:
     """The architecture of ``model`` in evaluation mode, and its parameters, buffers and constants by name.
 
@@ -56,6 +60,11 @@ def export_model(
     secret too; for minus infinity they hold half of the fixed-point range's lower end.
 
     example: an input (batch, ...) of the kind that will be asked about; its contents only steer the trial below.
+    input_range: the lowest and highest value of any input that will be asked about, such as (0, 1) for images. The
+        graph then says in how many bits the model compares, as few as no such input can exceed
+        (``encml.serving.bounds``): fewer bytes and rounds. Clients refuse to ask about other inputs, whose results
+        would be wrong. The range, and these numbers of bits, are public; the latter tell how large sums of the
+        weights' absolute values are, to a factor of 16.
 
     The graph is then tried: the example's first row goes through it in shares, with all parties in this process, and
     must give what the model gives. Raises UnsupportedOperation, naming module and operation, for what cannot be
@@ -65,10 +74,17 @@ def export_model(
         raise InvalidTensor(
             f"the example is a {example.dtype} tensor of shape {tuple(example.shape)}; expected floats (batch, ...)"
         )
+    if input_range is not None and not (example.min() >= input_range[0] and example.max() <= input_range[1]):
+        raise InvalidTensor(
+            f"the example goes from {float(example.min()):.6g} to {float(example.max()):.6g}, beyond the declared "
+            f"range of inputs from {input_range[0]:.6g} to {input_range[1]:.6g}"
+        )
     frozen = copy.deepcopy(model).eval()
     row = example[:1].detach()
     program = trace(frozen, row)
     graph, parameters = graph_of(program, row, {**program.state_dict, **program.constants}, fraction_bits)
+    if input_range is not None:
+        graph = declare_comparisons(graph, parameters, input_range, fraction_bits)
     result = run_on_shares(graph, parameters, row, fraction_bits)
     with torch.no_grad():
         expected = frozen(row)

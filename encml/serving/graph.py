@@ -17,6 +17,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Annotated, Any, Literal, Self
 
 import torch
@@ -26,6 +27,7 @@ from torch import Tensor
 from encml.config.loading import first_problem
 from encml.errors import EncmlError, ServingError, UnsupportedOperation
 from encml.serving.operations import NUMBERS, OPERATIONS, PICKS, operation
+from encml.tensor import SharedTensor
 
 MAX_JSON_BYTES = 4 * 2**20
 MAX_NODES = 10_000
@@ -38,6 +40,19 @@ MAX_WINDOW = 256
 
 _ATTENTION = "aten.scaled_dot_product_attention.default"
 _POOLS = frozenset(f"{kind}_pool{n}d" for kind in ("avg", "max") for n in (1, 2, 3))
+
+COMPARING = {
+    **{
+        f"aten.{name}.default": 0.0
+        for name in ("relu", "leaky_relu", "clamp", "clamp_min", "clamp_max", "amax", "amin")
+    },
+    **{f"aten.max_pool{n}d.default": 0.0 for n in (1, 2, 3)},
+    **{f"aten.adaptive_max_pool{n}d.default": 0.0 for n in (1, 2)},
+    "aten.abs.default": 0.0,
+    "aten.hardtanh.default": 1.0,
+    "aten.relu6.default": 6.0,
+}
+"""Operations that compare their operand with itself, 0, their numbers or this number, and nothing else."""
 
 INPUT = "input"
 """The name of the graph's input among its values."""
@@ -81,7 +96,8 @@ class Parameter(_Part):
 class Node(_Part):
     """One operation; ``module`` says for people where in the model it stands.
 
-    ``pick``: which one of the tensors is meant that the operation gives, if it gives several.
+    ``pick``: which one of the tensors is meant that the operation gives, if it gives several. ``comparison_bits``: what
+    it compares fits into so many bits, fraction and sign included, for inputs from the graph's range.
     """
 
     name: Name
@@ -90,6 +106,7 @@ class Node(_Part):
     args: Annotated[tuple[Argument, ...], Field(max_length=16)] = ()
     kwargs: Annotated[dict[Name, Argument], Field(max_length=16)] = {}
     pick: Annotated[int, Field(ge=0, le=64)] | None = None
+    comparison_bits: Annotated[int, Field(ge=8, le=64)] | None = None
 
     def __str__(self) -> str:
         return f"{self.module or self.name}: {self.op}"
@@ -110,6 +127,8 @@ class Node(_Part):
 class Graph(_Part):
     """A model's architecture, checked: known operations, sound references, and shapes that fit for every batch.
 
+    ``input_range``: lowest and highest value that an input may have, where the bits of comparisons rest on that.
+
     Raises ServingError (from ``from_json``) or UnsupportedOperation.
     """
 
@@ -120,6 +139,7 @@ class Graph(_Part):
     parameters: Annotated[tuple[Parameter, ...], Field(max_length=MAX_NODES)]
     nodes: Annotated[tuple[Node, ...], Field(max_length=MAX_NODES)]
     output: Name
+    input_range: tuple[FiniteFloat, FiniteFloat] | None = None
     _spent: dict[str, tuple[str, ...]] = PrivateAttr(default_factory=dict)
     _shapes: dict[str, torch.Size] = PrivateAttr(default_factory=dict)
     _elements: int = PrivateAttr(default=0)
@@ -151,7 +171,8 @@ class Graph(_Part):
         """
         values: dict[str, Any] = {INPUT: x}
         for node in self.nodes:
-            values[node.name] = _compute(node, values, parameters)
+            with _declared(node, x):
+                values[node.name] = _compute(node, values, parameters)
             for name in self._spent[node.name]:
                 del values[name]
         result: Tensor = values[self.output]
@@ -167,6 +188,8 @@ class Graph(_Part):
         return self
 
     def _check_references(self) -> None:
+        if self.input_range is not None and not self.input_range[0] < self.input_range[1]:
+            raise _malformed(f"its inputs go from {self.input_range[0]} to {self.input_range[1]}")
         parameters = {parameter.name for parameter in self.parameters}
         if len(parameters) != len(self.parameters):
             raise _malformed("two parameters have one name")
@@ -230,6 +253,8 @@ def _check_arguments(node: Node) -> None:
         raise _malformed(f"{node} is in training mode")
     if (node.op in PICKS) != (node.pick is not None):
         raise _malformed(f"{node} gives {'several tensors' if node.op in PICKS else 'one tensor'}, pick={node.pick}")
+    if node.comparison_bits is not None and node.op not in COMPARING:
+        raise _malformed(f"{node} compares nothing that bits are declared for")
     if PICKS.get(node.op) not in (None, node.pick):
         raise _malformed(f"{node}: only what it gives first can be used, pick={node.pick}")
 
@@ -265,6 +290,20 @@ def _compute(node: Node, values: Mapping[str, Any], parameters: Mapping[str, Ten
     except (RuntimeError, ValueError, TypeError, IndexError, ArithmeticError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)[:300]
         raise _malformed(f"{node} cannot be computed: {reason}") from None
+
+
+@contextmanager
+def _declared(node: Node, x: Tensor) -> Iterator[None]:
+    """Have a node compare in the bits that are declared for it."""
+    if node.comparison_bits is None or not isinstance(x, SharedTensor):
+        yield
+        return
+    session, before = x.session, x.session.comparison_bits
+    session.comparison_bits = node.comparison_bits
+    try:
+        yield
+    finally:
+        session.comparison_bits = before
 
 
 def _resolve(argument: Argument, values: Mapping[str, Any], parameters: Mapping[str, Tensor]) -> Any:

@@ -26,6 +26,7 @@ from encml.errors import ServingError
 from encml.mpc.dealing import deal
 from encml.net.transport import PARTIES
 from encml.ring.fixed import DEFAULT_FRACTION_BITS, encode
+from encml.serving.bounds import Range
 from encml.serving.export import export_model
 from encml.serving.graph import Graph
 
@@ -88,14 +89,20 @@ def check_model_name(name: str) -> None:
 
 
 def share_model(
-    model: nn.Module, example: Tensor, name: str, fraction_bits: int = DEFAULT_FRACTION_BITS
+    model: nn.Module,
+    example: Tensor,
+    name: str,
+    fraction_bits: int = DEFAULT_FRACTION_BITS,
+    input_range: Range | None = None,
 ) -> tuple[PartyModel, PartyModel, PartyModel]:
-    """Deal a model to three parties; each result is independent of the weights. ``example``: see ``export_model``.
+    """Deal a model to three parties; each result's shares are independent of the weights.
+
+    ``example`` and ``input_range``: see ``export_model``.
 
     Raises UnsupportedOperation, InvalidTensor or ServingError (for the name).
     """
     check_model_name(name)
-    graph, parameters = export_model(model, example, fraction_bits)
+    graph, parameters = export_model(model, example, fraction_bits, input_range)
     model_id = secrets.token_hex(16)
     parcels = {key: deal(encode(value, fraction_bits)) for key, value in parameters.items()}
     zero, one, two = (
@@ -113,15 +120,18 @@ def save_model_shares(
     folder: str | Path,
     name: str = "model",
     fraction_bits: int = DEFAULT_FRACTION_BITS,
+    input_range: Range | None = None,
 ) -> list[Path]:
     """Share a model into ``folder``/party-0.safetensors to party-2.safetensors and return these paths.
+
+    ``example`` and ``input_range``: see ``export_model``.
 
     Each file goes to its party and to nobody else: two of them together are the model. Mode 0600.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     paths = [party_file(folder, rank) for rank in range(PARTIES)]
-    for part, path in zip(share_model(model, example, name, fraction_bits), paths, strict=True):
+    for part, path in zip(share_model(model, example, name, fraction_bits, input_range), paths, strict=True):
         part.save(path)
     return paths
 

@@ -62,6 +62,7 @@ class Model:
             input_shape=graph.input_shape,
             output_shape=graph.output_shape,
             fraction_bits=self.part.fraction_bits,
+            input_range=graph.input_range,
         )
 
 

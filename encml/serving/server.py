@@ -9,6 +9,8 @@
 | DELETE /v1/models/NAME | owner | forgets the model |
 | POST /v1/models/NAME/queries/ID?shape=N,1,28,28 | clients | this party's part of a request; answered with its share |
 
+A query also says ``&range=0.0,1.0`` where the model's owner declared a range of inputs: the client has kept to it.
+
 Everybody shows a certificate of this cluster; the role stands in it. Errors are JSON (``wire.Problem``).
 """
 
@@ -53,6 +55,7 @@ from encml.serving.wire import (
     Status,
     pack_share,
     parcel_bytes,
+    range_text,
     read_message,
     unpack_parcel,
 )
@@ -179,6 +182,7 @@ class Server:
         if not _REQUEST_ID.fullmatch(request_id):
             raise _Malformed("a request's id is 32 hexadecimal digits")
         batch = _batch(request.query.get("shape", ""), model)
+        _check_range(request.query.get("range", ""), model)
         with self._room(batch, shape):
             body = await self._body(request, parcel_bytes(self._rank, batch, shape))
 
@@ -337,6 +341,14 @@ def _batch(text: str, model: Model) -> int:
     if shape[0] > largest:
         raise InvalidTensor(f"a batch of {shape[0]} is too large for {model.part.name!r}: ask for {largest} at a time")
     return shape[0]
+
+
+def _check_range(text: str, model: Model) -> None:
+    """Raise InvalidTensor unless the client has checked its input against the model's range: nobody else can."""
+    expected = model.part.graph.input_range
+    if text != range_text(expected):
+        limits = "inputs of any size" if expected is None else f"inputs from {expected[0]:g} to {expected[1]:g}"
+        raise InvalidTensor(f"the model {model.part.name!r} takes {limits}; the client checked another range")
 
 
 def _status_of(error: EncmlError) -> int:

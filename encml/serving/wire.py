@@ -55,7 +55,10 @@ class ServeRequest(_Message):
 
 
 class ModelStatus(_Message):
-    """One model at one party. ``remaining`` requests: 0 if it is not served, None if without a limit."""
+    """One model at one party. ``remaining`` requests: 0 if it is not served, None if without a limit.
+
+    ``input_range``: the lowest and highest value that an input may have, if the model's owner declared any.
+    """
 
     name: str
     model_id: str
@@ -63,6 +66,7 @@ class ModelStatus(_Message):
     input_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
     fraction_bits: int
+    input_range: tuple[float, float] | None = None
 
 
 class Problem(_Message):
@@ -96,6 +100,11 @@ class Status(_Message):
     problem: Problem | None
     queued: int
     models: tuple[ModelStatus, ...]
+
+
+def range_text(limits: tuple[float, float] | None) -> str:
+    """How a client tells the parties which range of inputs it has checked."""
+    return "" if limits is None else f"{limits[0]!r},{limits[1]!r}"
 
 
 def parcel_bytes(rank: int, batch: int, shape: tuple[int, ...]) -> int:
