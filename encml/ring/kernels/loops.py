@@ -264,5 +264,5 @@ def depthwise(
 
 def flat(x: Tensor) -> Array:
     """A tensor's elements in order of memory, as an array: its own memory if it is contiguous."""
-    array: Array = x.reshape(-1).numpy()
+    array: Array = x.contiguous().view(-1).numpy()  # a number expanded is flat, but not an array of elements
     return array
