@@ -45,6 +45,8 @@ _READ = """\
   without libraries, inputs and weights. With three parties, that of the largest.
 - **Worst error** is the largest |found − true| / max(|true|, 1/8), against float64: at most 2^-12 = 2.4e-4 is a result
   within two units of the last of 16 fraction bits, or within 2^-12 of itself.
+- **32 bits declared**: in a session with `comparison_bits=32`, whose user knows that nothing that is compared reaches
+  2^15. Without, comparisons hold over the whole range of fixed point.
 - A **ratio** below 1 means that encml takes less time. The other library runs right after encml's three processes, on
   the same cases; how it is set up is said above its table.
 """
