@@ -21,6 +21,7 @@ from encml.bench.processes import run_parties
 from encml.bench.records import Benchmark, Peer, Run
 from encml.cli.app import app
 from encml.errors import ConfigError
+from encml.experiment.text import bytes_text
 from encml.mpc.session import Session
 from encml.net.local import LocalTransport
 
@@ -67,11 +68,12 @@ def test_json_has_the_figures_and_the_machine(small_run: tuple[Result, Path, Pat
 
 
 def test_tables_name_each_case(small_run: tuple[Result, Path, Path]) -> None:
-    result, _, page = small_run
+    result, figures, page = small_run
+    sent = json.loads(figures.read_text())["cases"][0]["in_process"]["bytes_per_party"]
     for text in (result.stdout, page.read_text()):
         assert "ReLU of 1,000" in text
         assert "matrix product 8 × 49 × 8" in text
-        assert "33.9 kB" in text
+        assert bytes_text(sent) in text
         assert "the same" in text
     assert "encml bench --only relu --only 'mat*layer' --quick --in-process" in " ".join(page.read_text().split())
     assert max(map(len, (line for line in page.read_text().splitlines() if not line.startswith("|")))) <= 120

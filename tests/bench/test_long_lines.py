@@ -162,8 +162,8 @@ def test_a_line_is_as_long_and_as_narrow_as_was_asked(netem: bool) -> None:
             found.append(DistantCase(name=case.name, run=outcome))
         report = line.report(found)
     assert report.made_by == ("netem" if netem else "router")
-    # Never shorter than asked. A busy machine makes it longer and narrower; a reader that wakes late at half of the bytes
-    # finds it wider than it is.
+    # Never shorter than asked. A busy machine makes it longer and narrower; a reader that wakes late, at half of the
+    # bytes, finds it wider than it is.
     assert ROUND_TRIP <= report.measured_round_trip < 2 * ROUND_TRIP
     assert BANDWIDTH / 2 < report.measured_bandwidth < 1.25 * BANDWIDTH
     for case, distant in zip(cases, report.cases, strict=True):
