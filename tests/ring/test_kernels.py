@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numba.core.errors import TypingError
 from torch import Tensor
 
 from encml.errors import InvalidTensor
@@ -24,6 +26,7 @@ from encml.ring.kernels import (
     input_gradient,
     look_up,
     matmul,
+    products,
     put_back,
     sum_pool,
     sum_pool_gradient,
@@ -135,6 +138,28 @@ def test_convolutions_of_strided_tensors(case: Case) -> None:
     assert torch.equal(convolution(vx, vw, *arguments), convolution(x, weight, *arguments))
     assert torch.equal(input_gradient(vg, vw, size, *arguments), input_gradient(gradient, weight, size, *arguments))
     assert torch.equal(weight_gradient(vx, vg, kernel, *arguments), weight_gradient(x, gradient, kernel, *arguments))
+
+
+def test_convolutions_of_expanded_tensors() -> None:
+    """One element in memory that is seen many times, as the gradient of a sum is."""
+    steps = (1, 1), (1, 1), (1, 1), 1
+    one = torch.full((1,), 3)
+    x, weight, gradient = one.expand(2, 3, 6, 7), one.expand(4, 3, 3, 3), one.expand(2, 4, 6, 7)
+    solid = [t.contiguous() for t in (x, weight, gradient)]
+    assert torch.equal(convolution(x, weight, *steps), convolution(*solid[:2], *steps))
+    assert torch.equal(
+        input_gradient(gradient, weight, (6, 7), *steps), input_gradient(solid[2], solid[1], (6, 7), *steps)
+    )
+    assert torch.equal(
+        weight_gradient(x, gradient, (3, 3), *steps), weight_gradient(solid[0], solid[2], (3, 3), *steps)
+    )
+    assert torch.equal(matmul(weight[0, 0], gradient[0, 0, :3]), torch.full((3, 7), 27))
+
+
+def test_compiled_loops_take_adjacent_elements_only() -> None:
+    spread = np.zeros(16, np.int64)[::2]
+    with pytest.raises(TypingError, match="adjacent"):
+        products.multiply(spread, (0, 4, 1), spread, (0, 4, 1), spread, (0, 4, 1), (0, 1), (0, 4), 2, 4)
 
 
 def test_an_image_may_be_larger_than_what_windows_see() -> None:

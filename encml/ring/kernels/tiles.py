@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from llvmlite import ir
 from numba.core import cgutils, types
+from numba.core.errors import TypingError
 from numba.extending import intrinsic
 
 LANES = 8
@@ -92,6 +93,12 @@ class _Code:
         self.builder.store(self.builder.add(so_far, self.builder.mul(x, y)), total)
 
 
+def _check_layout(*arrays: Any) -> None:
+    """The code walks memory by itself: an array's elements must be adjacent there."""
+    if any(array.layout != "C" or array.ndim != 1 or array.dtype != types.int64 for array in arrays):
+        raise TypingError(f"expected flat arrays of adjacent int64, found {arrays}")
+
+
 @_intrinsic
 def gather(
     typing: Any, a: Any, a_first: Any, a_row: Any, a_step: Any, rows: Any, x: Any, x_first: Any, places: Any,
@@ -104,6 +111,7 @@ def gather(
     a[a_first + r * a_row + t * a_step]; x[x_first + places[v] + taps[t]] and out[out_first + r * out_row +
     out_places[v]], with as many elements from there on as lanes[v] says.
     """
+    _check_layout(a, x, places, taps, out, out_places, lanes)
     kinds = (a, *(types.int64,) * 4, x, types.int64, places, *(types.int64,) * 2, taps, types.int64, out, types.int64)
     signature = types.void(*kinds, out_places, types.int64, lanes, types.int64)
 
@@ -155,6 +163,7 @@ def dots(
     a[a_first + r * a_row + a_places[v]] and x[x_first + taps[t] + places[v]], with as many elements from there on as
     lanes[v] says; out[out_first + r * out_row + t'] with t' counted from 0.
     """
+    _check_layout(a, a_places, x, taps, places, lanes, out)
     kinds = (a, *(types.int64,) * 3, a_places, x, types.int64, taps, *(types.int64,) * 2, places, lanes)
     signature = types.void(*kinds, *(types.int64,) * 2, out, *(types.int64,) * 2)
 
