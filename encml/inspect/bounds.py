@@ -5,7 +5,7 @@ in place is judged by the settled value, and settling by its own bound, 1 ulp. u
 
 * Moves, sums, products and selections: 1 u, and the rounding of public factors, 2^-f of their largest element.
 * Comparisons: exact, but for operands that differ by no more than 1 u where one of them is public or has more than f
-  fraction bits.
+  fraction bits. What meets in one (signs, clamps, maxima, too) must be within ``Session.compared_bits``.
 * Functions of one number, division, softmax: 2 u or 2^-12 of the result, whichever is larger.
 * Whatever is made of several of these (norms, attention, losses, derivatives): 16 u for each unit of the largest
   input, and 2^-10 of the largest result. Coarser, but what is wrong by more than that is wrong.
@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from encml.inspect.opened import Opened, Plain, largest
+from encml.mpc.session import Session
 from encml.ring.fixed import bound
 from encml.tensor.shared import SharedTensor
 
@@ -30,6 +31,12 @@ def _names(text: str) -> frozenset[str]:
 
 
 _COMPARISONS = _names("lt gt le ge eq ne")
+_SIGNED = _names("relu abs sign sgn leaky_relu _prelu_kernel")
+_MET = _names("maximum minimum clamp clamp_min clamp_max hardtanh hardsigmoid hardswish threshold")
+_RANKED = _names(
+    "max min amax amin aminmax argmax argmin cummax cummin max_pool1d_with_indices max_pool2d_with_indices "
+    "max_pool3d_with_indices adaptive_max_pool2d adaptive_max_pool3d"
+)
 _MEANS = _names("mean avg_pool1d avg_pool2d avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d mse_loss")
 _LINEAR = (
     _COMPARISONS
@@ -59,8 +66,9 @@ def name_of(func: Any) -> str:
 class Bounds:
     """The bounds of one call: ``func(*args, **kwargs)`` of opened values."""
 
-    def __init__(self, func: Any, arguments: tuple[Any, Any], values: Opened, fraction_bits: int) -> None:
-        self.func, self.arguments, self.values = func, arguments, values
+    def __init__(self, func: Any, arguments: tuple[Any, Any], values: Opened, session: Session) -> None:
+        self.func, self.arguments, self.values, self._session = func, arguments, values, session
+        fraction_bits = session.fraction_bits
         self.name = name_of(func)
         self.family = self.name.rstrip("_")  # in place or not
         self.ulp = math.ldexp(1.0, -fraction_bits)
@@ -118,23 +126,48 @@ class Bounds:
         exact = not self._public and all(self.values.settled(x) for x in self._secrets())
         return difference <= (-1.0 if exact else self.ulp)
 
-    def on_the_way(self, exact: Tensor) -> list[tuple[str, float, int]]:
-        """Numbers that the operation passes through: (what, largest magnitude, fraction bits)."""
-        secrets = self._secrets()
-        if self.family in _COMPARISONS:
-            bits = max(self.values.bits(x) for x in secrets)
-            return [("the difference of the operands", largest(self._difference()), bits)]
+    def on_the_way(self, exact: Tensor) -> list[tuple[str, float, int, int]]:
+        """Numbers that the operation passes through: (what, largest magnitude, fraction bits, limit): below 2^limit."""
+        compared = self._compared_numbers()
+        if compared is not None:
+            what, size, difference = compared
+            bits = max(self.values.bits(x) for x in self._secrets())
+            limit = self._session.compared_bits(bits, difference=difference) - 1 - bits
+            return [(what, size, bits, limit)]
         if self.family not in _MEANS or not exact.numel():
             return []
-        x = secrets[0]
+        x = self._secrets()[0]
         bits = self.values.bits(x)
         if self.family == "mse_loss":
             if exact.ndim:
                 return []
-            return [("the sum of squares", largest(exact) * self._difference().numel(), 2 * self.fraction_bits)]
-        if self.family == "mean":
-            return [("the sum that the mean is made of", largest(exact) * x.numel() / exact.numel(), bits)]
-        return [("a window's sum", largest(exact) * self._window(x, exact), bits)]
+            size, what, bits = largest(exact) * self._difference().numel(), "the sum of squares", 2 * self.fraction_bits
+        elif self.family == "mean":
+            size, what = largest(exact) * x.numel() / exact.numel(), "the sum that the mean is made of"
+        else:
+            size, what = largest(exact) * self._window(x, exact), "a window's sum"
+        return [(what, size, bits, self.range_bits(bits))]
+
+    def _compared_numbers(self) -> tuple[str, float, bool] | None:
+        """What the operation compares: (in words, the largest magnitude, whether it is a difference)."""
+        secrets = self._secrets()
+        if self.family in _SIGNED:
+            return "the value whose sign is asked", max(largest(self.values.of(x)) for x in secrets), False
+        if self.family in _RANKED:
+            values = self.values.of(secrets[0]).double()
+            finite = values[values.isfinite()]
+            spread = float(finite.max() - finite.min()) if finite.numel() else 0.0
+            return "the difference of what is compared", spread, True
+        if self.family in _COMPARISONS:
+            against_zero = any(not isinstance(x, Tensor) and x == 0 for x in self.arguments[0][:2])
+            return "the difference of the operands", largest(self._difference()), not against_zero
+        if self.family in _MET:
+            numbers = [largest(x) if isinstance(x, Tensor) else abs(float(x)) for x in self._public]
+            met = max((x for x in numbers if math.isfinite(x)), default=0.0)
+            if len(secrets) > 1:
+                met = largest(self.values.of(secrets[1]))
+            return "the difference of what is compared", largest(self.values.of(secrets[0])) + met, True
+        return None
 
     def _window(self, x: Tensor, exact: Tensor) -> int:
         """Elements of one pooling window."""

@@ -40,8 +40,9 @@ def check(model: nn.Module | None = None, *, stop: bool = True, tolerance: float
 
     Yields a ``Report``: ``print(report)`` shows by module the largest values, the headroom left and the errors;
     ``report.findings`` and ``report.first`` say what went wrong. A finding is either an *overflow*, where the exact
-    result (or a sum on the way) leaves the range that its fraction bits allow, |x| < 2^(62 - bits), or an *error*, of
-    one operation alone beyond its bound (encml/inspect/bounds.py has them).
+    result (or a sum on the way) leaves the range that its fraction bits allow, |x| < 2^(62 - bits), or something is
+    compared beyond ``Session.compared_bits``, or an *error*, of one operation alone beyond its bound
+    (encml/inspect/bounds.py has them).
 
     Needs all three parties in this process, and puts their shares together: no privacy. Raises UnsupportedOperation
     with real parties. Results, masks, rounds and bytes are what they would be without it, but that nothing is put off:
@@ -98,7 +99,7 @@ class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]  # PyTorch
         new = {place: x for place, x in new.items() if id(x) not in written}
         if not new and not written:
             return result
-        bounds = Bounds(func, arguments, values, secrets[0].session.fraction_bits)
+        bounds = Bounds(func, arguments, values, secrets[0].session)
         judge.judge_rounding(bounds, values.settle(written))
         exact = Plain(func, arguments, values.of)
         ideal = Plain(func, arguments, lambda x: shadows[id(x)])
@@ -141,7 +142,7 @@ class _Functions(TorchFunctionMode):
         new = {place: x for place, x in _new_secrets(result, memories).items() if unseen or x not in judge.shadows}
         if new:
             values.settle(())
-            bounds = Bounds(func, (args, kwargs), values, secrets[0].session.fraction_bits)
+            bounds = Bounds(func, (args, kwargs), values, secrets[0].session)
             exact = Plain(func, (args, kwargs), values.of)
             ideal = Plain(func, (args, kwargs), lambda x: shadows[id(x)])
             for place, x in new.items():

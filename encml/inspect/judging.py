@@ -86,8 +86,8 @@ class Judge:
         tolerated = bounds.may_differ()
         if tolerated is not None:
             wrong = wrong & ~tolerated
-            for what, size, bits in bounds.on_the_way(exact):
-                self._check_range(bounds, what, size, bits)
+            for what, size, bits, limit in bounds.on_the_way(exact):
+                self._check_range(bounds, what, size, bits, limit)
         if bool(wrong.any()):
             self._find("error", bounds, f"{int(wrong.sum())} of {wrong.numel()} truth values are wrong; none may be.")
 
@@ -95,18 +95,16 @@ class Judge:
         """Whether the result, or what the operation passes through, is out of range: then errors follow from that."""
         bits, size = secret(x).fraction_bits, largest(exact)
         record.largest = max(record.largest, size)
-        if not x.dtype.is_floating_point:
-            return self._check_range(bounds, "the result", size, bits)
         over = False
-        for what, passed, at in (*bounds.on_the_way(exact), ("the result", size, bits)):
-            if 0 < passed < math.inf:
-                declared = 62 - max(at, 2 * bounds.fraction_bits)
+        result = ("the result", size, bits, bounds.range_bits(bits))
+        for what, passed, at, limit in (*bounds.on_the_way(exact), result):
+            if 0 < passed < math.inf and x.dtype.is_floating_point:
+                declared = min(limit, 62 - max(at, 2 * bounds.fraction_bits))
                 record.headroom = min(record.headroom, declared - math.log2(passed))
-            over = over or self._check_range(bounds, what, passed, at)
+            over = over or self._check_range(bounds, what, passed, at, limit)
         return over
 
-    def _check_range(self, bounds: Bounds, what: str, size: float, bits: int) -> bool:
-        limit = bounds.range_bits(bits)
+    def _check_range(self, bounds: Bounds, what: str, size: float, bits: int, limit: int) -> bool:
         if size < math.ldexp(1.0, limit):
             return False
         if math.isinf(size):

@@ -214,14 +214,50 @@ def test_squares_overflow_by_themselves() -> None:
         (x * x).mean()
 
 
-def test_a_window_of_a_pooling_and_a_difference_overflow() -> None:
+def test_a_window_of_a_pooling_overflows() -> None:
     x = encml.share(torch.full((1, 1, 40, 40), 2.0**20))
     product = x * 2.0**-6 * encml.share(torch.full((1, 1, 40, 40), 2.0**6))
     with pytest.raises(CheckError, match="operation avg_pool2d: a window's sum"), encml.check():
         F.avg_pool2d(product, 40)
-    big = encml.share(torch.tensor([2.0**14])) * encml.share(torch.tensor([2.0**15 * 1.5]))
-    with pytest.raises(CheckError, match="operation lt: the difference of the operands"), encml.check():
-        big.lt(-big)
+
+
+_Compare = Callable[[Tensor], Any]
+SIGNS: list[tuple[str, _Compare]] = [("relu", F.relu), ("gt", lambda x: x > 0), ("abs", torch.abs)]
+DIFFERENCES: list[tuple[str, _Compare]] = [
+    ("lt", lambda x: x[:1] < x[1:]),
+    ("maximum", lambda x: torch.maximum(x[1:], x[:1])),
+    ("clamp", lambda x: (x - x.flip(0)).clamp(-0.5, 0.5)),
+    ("max", lambda x: x.max(0)),
+    ("max_pool2d_with_indices", lambda x: F.max_pool2d(x.view(1, 1, 2, 1), (2, 1))),
+]
+
+
+@pytest.mark.parametrize("declared", [None, 32])
+@pytest.mark.parametrize(
+    ("operation", "f", "difference"), [(*case, False) for case in SIGNS] + [(*case, True) for case in DIFFERENCES]
+)
+def test_what_is_compared_beyond_the_range_is_named(
+    operation: str, f: _Compare, difference: bool, declared: int | None
+) -> None:
+    """Just below the bound all is well; just above, where sums still are right, the check tells."""
+    bound = 2.0**31 if declared is None else 2.0 ** (16 if difference else 15)
+    with Session(seed=1, comparison_bits=declared):
+        for size, wrong in ((0.99, False), (1.01, True)):
+            one = size * bound / (2 if difference else 1)
+            x = encml.share(torch.tensor([one / 4, -one / 4])) * 4
+            with encml.check(stop=False) as report:
+                f(x)
+            named = [(finding.kind, finding.operation) for finding in report.findings]
+            assert (("overflow", operation) in named) == wrong, report.findings
+
+
+def test_a_sum_of_many_is_compared_within_twice_the_range() -> None:
+    x = encml.share(torch.full((5,), 2.0**29))
+    with encml.check() as report:
+        assert (x[:3].sum() > 0).reveal()
+    assert not report.findings
+    with pytest.raises(CheckError, match="operation gt: the difference of the operands"), encml.check():
+        _ = x.sum() > 0
 
 
 def test_gradients_that_overflow_are_named_in_backward() -> None:

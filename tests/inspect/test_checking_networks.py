@@ -187,7 +187,7 @@ def test_bounds_are_as_tight_as_said() -> None:
     exact = torch.tensor([1.0, 100.0], dtype=torch.float64)
 
     def bounds(func: object, *args: object) -> Bounds:
-        return Bounds(func, (args, {}), Opened([x], Shadows()), 16)
+        return Bounds(func, (args, {}), Opened([x], Shadows()), x.session)
 
     aten, ulp = torch.ops.aten, 2.0**-16
     assert torch.as_tensor(bounds(aten.exp.default, x).error(exact, False)).tolist() == [2.0**-12, 100 * 2.0**-12]

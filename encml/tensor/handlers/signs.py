@@ -111,9 +111,9 @@ def below(*questions: tuple[Side, Side], operation: str = "compare") -> list[Mas
     """For each (left, right) the mask [left < right], broadcast; what is not known already, in one batch.
 
     8 rounds and, in 48 bits, 16.6 B a party and element and question; with a declared range of 32 bits 7 rounds and
-    10.8 B; nothing where the bits were kept. Numbers are rounded as sharing rounds, so that share(x) == x. What is
-    compared with something public is settled, too: a pending product in the same rounds if it has no more than AT_ONCE
-    elements, at 28 B, else before.
+    10.8 B; nothing where the bits were kept. Numbers are rounded as sharing rounds, so that share(x) == x. A pending
+    product is compared in 8 rounds at 28 B; it is settled in the same rounds, if it is compared with something public,
+    and before, which makes 11 rounds and 25.4 B, if it has more than AT_ONCE elements. A difference never is.
     """
     asked = [_Question(left, right) for left, right in questions]
     answers = [question.recall() for question in asked]
@@ -129,7 +129,8 @@ def below(*questions: tuple[Side, Side], operation: str = "compare") -> list[Mas
                 else:
                     beside[value.memory] = value
         settle_all(*before)
-        settle_all(*(question.difference for question in missing if question.too_large))
+        for question in missing:
+            question.find_difference()
         parties = missing[0].about.session.parties
         asking = [partial(question.ask, operation) for question in missing]
         found = iter(parties.together(*(value.settle for value in beside.values()), *asking))
@@ -242,25 +243,16 @@ class _Question:
         """The secret that is compared with something public, so that its own sign is what the answer is about."""
         return None if all(isinstance(side, Secret) for side in self._sides) else self.about
 
-    @property
-    def difference(self) -> Secret:
-        """left - right."""
-        if self._difference is None:
-            left, right = self._sides
-            if self._sign_alone:
-                # Apart from what it is about, which may be settled meanwhile.
-                own = self.about.terms
-                self._difference = self.about.like(own if left is self.about else -own)
-            else:
-                session = self.about.session
-                a, b = (s if isinstance(s, Secret) else Secret.of_public(session, s) for s in (left, right))
-                self._difference = add_secrets(a, b, -1)
-        return self._difference
-
-    @property
-    def too_large(self) -> bool:
-        """Whether the difference is a product that is settled before it is compared."""
-        return self.difference.pending and self.difference.terms[0].numel() > AT_ONCE
+    def find_difference(self) -> None:
+        """Work out left - right, before what is compared is settled."""
+        left, right = self._sides
+        if self._sign_alone:
+            own = self.about.terms
+            self._difference = self.about.like(own if left is self.about else -own)
+        else:
+            session = self.about.session
+            a, b = (s if isinstance(s, Secret) else Secret.of_public(session, s) for s in (left, right))
+            self._difference = add_secrets(a, b, -1)
 
     @property
     def _sign_alone(self) -> bool:
@@ -280,7 +272,8 @@ class _Question:
 
     def ask(self, operation: str) -> Mask:
         """Compare, and keep the answer."""
-        session, difference = self.about.session, self.difference
+        session, difference = self.about.session, self._difference
+        assert difference is not None
         terms = difference.terms
         order = memory_order(terms)
         width = session.compared_bits(difference.fraction_bits, difference=not self._sign_alone)
