@@ -190,11 +190,14 @@ with lay(0.001, None, sys.argv[1] == "True") as line:
 
 
 @pytest.mark.parametrize("end", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGKILL])
-def test_no_process_outlives_the_benchmark(netem: bool, end: signal.Signals) -> None:
+def test_no_process_outlives_the_benchmark(netem: bool, end: signal.Signals, tmp_path: Path) -> None:
     mark = secrets.token_hex(8)
+    # A long name, and nothing is left in the system's own folder by what is killed.
+    folder = tmp_path / ("long-" * 20)
+    folder.mkdir()
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT, str(netem)],
-        env=os.environ | {MARK: mark, "OMP_NUM_THREADS": "1"},
+        env=os.environ | {MARK: mark, "OMP_NUM_THREADS": "1", "TMPDIR": str(folder)},
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from encml.bench.line import probe
 from encml.bench.line.namespaces import congestion_control, enter, netem, open_device
-from encml.bench.line.router import BUFFER_SECONDS, SOCKET
+from encml.bench.line.router import BUFFER_SECONDS, meeting_place
 from encml.errors import ConfigError
 
 MEASURED = "line.json"
@@ -45,7 +45,7 @@ def main() -> int:
         threading.Thread(target=_end_with_stdin, daemon=True).start()
         if arguments.netem and not netem(arguments.delay, arguments.rate, BUFFER_SECONDS):
             raise ConfigError("netem worked a moment ago and does not now")
-        _hand_over(device, arguments.rank, arguments.line / SOCKET)
+        _hand_over(device, arguments.rank, meeting_place(arguments.line))
         if arguments.rank == 0:
             probe.answer()
         elif arguments.rank == 1:
@@ -59,14 +59,14 @@ def main() -> int:
     os.execv(sys.executable, [sys.executable, "-m", "encml.bench.party", "--rank", str(arguments.rank), *rest])
 
 
-def _hand_over(device: int, rank: int, path: Path) -> None:
+def _hand_over(device: int, rank: int, path: str) -> None:
     """Give the router the device, once the router is there."""
     deadline = time.monotonic() + _MEETING_SECONDS
     while True:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as router:
             router.settimeout(_MEETING_SECONDS)
             try:
-                router.connect(str(path))
+                router.connect(path)
             except (FileNotFoundError, ConnectionRefusedError):
                 if time.monotonic() > deadline:
                     raise

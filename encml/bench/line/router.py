@@ -24,7 +24,6 @@ from pathlib import Path
 
 from encml.bench.line.namespaces import VNET_BYTES, address
 
-SOCKET = "router"
 BUFFER_SECONDS = 0.1
 PARTIES = 3
 
@@ -86,18 +85,23 @@ def main() -> int:
     arguments = parser.parse_args()
     with suppress(OSError):  # who may not: punctual enough on a machine that is not busy
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
-    devices = _meet(arguments.folder / SOCKET)
+    devices = _meet(meeting_place(arguments.folder))
     dropped = _forward(devices, [Uplink(arguments.delay, arguments.rate) for _ in devices]) if devices else 0
     sys.stdout.write(json.dumps({"dropped": dropped}) + "\n")
     sys.stdout.flush()
     return 0
 
 
-def _meet(path: Path) -> list[int]:
+def meeting_place(folder: Path) -> str:
+    """The address of the router's socket: a short one, for the system allows 107 bytes and folders may have more."""
+    return f"/proc/self/fd/{os.open(folder, os.O_PATH)}/router"
+
+
+def _meet(path: str) -> list[int]:
     """The parties' devices, by rank; none where standard input ends first."""
     found: dict[int, int] = {}
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-        listener.bind(str(path))
+        listener.bind(path)
         listener.listen(PARTIES)
         while len(found) < PARTIES:
             ready, _, _ = select.select([listener, sys.stdin], [], [], _MEETING_SECONDS)
