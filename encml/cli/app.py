@@ -25,6 +25,10 @@ app.add_typer(keys)
 Cluster = Annotated[Path, typer.Option("--config", "-c", help="The cluster file: where the three parties are.")]
 Model = Annotated[str, typer.Option("--model", "-m", help="The model's name in the cluster.")]
 Owner = Annotated[str, typer.Option(help="Whose keys to use.")]
+Assignments = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the file; may be repeated."),
+]
 
 
 def main() -> None:
@@ -51,15 +55,14 @@ Examples:
 
   encml run configs/mnist_federated.yaml --set federated.rounds=3 --set 'privacy={unit: none}'
 
+  encml run configs/encrypted_training_a.yaml --set parties.transport=tls
+
   encml run --resume runs/mnist-20270101-120000
 """
 )
 def run(
     config: Annotated[Path | None, typer.Argument(help="The experiment's YAML file.", show_default=False)] = None,
-    assignments: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the file; may be repeated."),
-    ] = None,
+    assignments: Assignments = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start anew, even if a run was interrupted.")] = False,
     resume: Annotated[
         Path | None, typer.Option("--resume", metavar="FOLDER", help="Go on with the interrupted run in this folder.")
@@ -68,7 +71,7 @@ def run(
         Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="Make the run's folder in here.")
     ] = None,
 ) -> None:
-    """Run an experiment: federated training, then private inference, then a report.
+    """Run an experiment: federated training, or training on encrypted data; private inference; a report.
 
     An interrupted run of the same experiment goes on after its last round.
     """
@@ -81,6 +84,55 @@ def run(
         resume=resume,
         output=output,
     )
+
+
+@app.command(
+    epilog="""
+Example, on the second of three hosts:
+
+  encml train configs/encrypted_training_a.yaml --cluster cluster.yaml --rank 1 --data owner-1.safetensors
+"""
+)
+def train(
+    config: Annotated[Path, typer.Argument(help="The experiment's YAML file, the same at all.", show_default=False)],
+    cluster: Annotated[Path, typer.Option("--cluster", "-c", help="The cluster file, the same at all parties.")],
+    rank: Annotated[int, typer.Option("--rank", "-r", min=0, max=2, help="Which party this is.")],
+    data: Annotated[
+        Path | None, typer.Option("--data", "-d", metavar="FILE", help="What this party owns; left out: nothing.")
+    ] = None,
+    assignments: Assignments = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FOLDER", help="For this party's shares, now and to go on with."),
+    ] = None,
+) -> None:
+    """Train on encrypted data as one party, on a host of its own; the same command goes on with what was interrupted.
+
+    All three parties give the same experiment and cluster file, and each its own data, which no other process reads.
+    On a single machine, "encml run" with parties.transport=tls does all of it.
+    """
+    run_command(
+        "training",
+        "train",
+        config_file=config,
+        assignments=assignments or [],
+        cluster=cluster,
+        rank=rank,
+        data=data,
+        output=output,
+    )
+
+
+@app.command(
+    epilog="Example:  encml split configs/encrypted_training_a.yaml --set 'data.owners={kind: rows}' -o owners"
+)
+def split(
+    config: Annotated[Path, typer.Argument(help="The experiment's YAML file.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where the three files go.")],
+    assignments: Assignments = None,
+) -> None:
+    """Write what each party owns of an experiment's data into a file of its own, to try "encml train" with."""
+    run_command("training", "split", config_file=config, assignments=assignments or [], output=output)
 
 
 @app.command(epilog="Example:  encml check configs/mnist_federated.yaml --set federated.rounds=3")

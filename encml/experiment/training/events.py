@@ -22,6 +22,8 @@ class Step(Record):
 
     kind: Literal["step"] = "step"
     step: int
+    steps: int
+    """In all."""
     seconds: float
     """Since training began or went on, so many steps in all were: ``since``."""
     since: int

@@ -164,7 +164,7 @@ class TrainingJob:
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
             revealed = self._loss(step, loss)
-            self._tell(Step(step=step, seconds=time.perf_counter() - begun, since=first, loss=revealed))
+            self._tell(Step(step=step, steps=steps, seconds=time.perf_counter() - begun, since=first, loss=revealed))
             self._book("training")
             ends = step == steps or step % epoch == 0
             if test is not None and (step == steps or (ends and config.reveal.accuracy == "epoch")):

@@ -13,7 +13,6 @@ from encml.experiment.display import Display
 from encml.experiment.files import write_file
 from encml.experiment.folder import REPORT, RunFolder
 from encml.experiment.metrics import OperationCost, environment
-from encml.experiment.training.events import Accuracy, Done, Event, Phase, Step
 from encml.experiment.training.job import initial_model, steps_of
 from encml.experiment.training.launch import train_by_processes, train_here
 from encml.experiment.training.metrics import TrainingMetrics
@@ -22,6 +21,7 @@ from encml.experiment.training.owners import cut, owner_file, used_data, write_p
 from encml.experiment.training.plaintext import train_plainly
 from encml.experiment.training.predict import predict
 from encml.experiment.training.report import render
+from encml.experiment.training.watch import Watch
 
 OWNERS = "owners"
 """Folder of what each owner has; only its owner's process reads a file of it."""
@@ -52,7 +52,7 @@ def run_training(folder: RunFolder, config: TrainingConfig, display: Display, ve
         with seconds.phase("Plaintext training"):
             plain = train_plainly(config, data, lambda done, of: display.steps("Plaintext", done, of))
     display.phase("starting the parties")
-    watch = _Watch(display, steps)
+    watch = Watch(display)
     train = train_by_processes if config.parties.transport == "tls" else train_here
     with seconds.phase("Training on secrets"):
         done = train(config, owners, folder, watch.hear)
@@ -93,32 +93,6 @@ def run_training(folder: RunFolder, config: TrainingConfig, display: Display, ve
     clear(folder)
     shutil.rmtree(owners, ignore_errors=True)
     return metrics
-
-
-class _Watch:
-    """Passes on what the parties tell."""
-
-    def __init__(self, display: Display, steps: int) -> None:
-        self._display, self._steps = display, steps
-        self._state: dict[str, str] = {}
-        self.step_seconds = 0.0
-
-    def hear(self, event: Event) -> None:
-        match event:
-            case Phase():
-                self._display.phase(event.text)
-            case Step():
-                done_here = event.step - event.since
-                self.step_seconds = event.seconds / done_here
-                if event.loss is not None:
-                    self._state["loss"] = f"loss {event.loss:.3f}"
-                left = (self._steps - event.step) * self.step_seconds
-                self._display.steps("Steps", event.step, self._steps, ", ".join(self._state.values()), left)
-            case Accuracy():
-                self._state["accuracy"] = f"accuracy {100 * event.share:.2f} %"
-                self._display.accuracy(event.step, self._steps, event.share)
-            case Done():
-                pass
 
 
 def _together(costs: list[tuple[OperationCost, ...]]) -> tuple[OperationCost, ...]:
