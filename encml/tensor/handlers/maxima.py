@@ -17,6 +17,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import EllipsisType
 from typing import Any
 
 import torch
@@ -37,6 +38,7 @@ from encml.tensor.secret import Deferred, Secret
 from encml.tensor.shared import SharedTensor, secret
 
 Handler = Callable[..., Any]
+Index = tuple[EllipsisType | slice, ...]
 
 
 def maximum(op: Any, dims: int) -> Handler:
@@ -149,6 +151,19 @@ class Stage:
         whole = kernels.put_back(parts, self.places, [self.shape[axis] for axis in self.axes])
         return whole.movedim(self._last, self.axes)
 
+    @property
+    def sides(self) -> tuple[Index, Index] | None:
+        """Where the first and the second place of every window are, of windows of two at equal distances; else None."""
+        if len(self.axes) > 1 or self.k != 2:
+            return None
+        table = self.places[0]
+        steps = table[1:] - table[:-1]
+        if len(steps) and (int(steps[0, 0]) < 1 or bool((steps != steps[0, 0]).any())):
+            return None
+        step, behind = int(steps[0, 0]) if len(steps) else 1, (slice(None),) * (-1 - self.axes[0])
+        one, two = (slice(int(side[0]), int(side[-1]) + 1, step) for side in table.unbind(1))
+        return (..., one, *behind), (..., two, *behind)
+
     def flat(self, payload: Tensor) -> Tensor:
         """A payload (S, *result) as (S, windows)."""
         return payload.movedim(self.axes, self._last).reshape(len(payload), self.windows)
@@ -194,23 +209,35 @@ def _price(stages: list[Stage]) -> float:
 
 def _maximum(x: SharedTensor, places: list[Tensor]) -> tuple[SharedTensor, SharedTensor]:
     value, session, stages = secret(x), x.session, stages_of(x.shape, places)
-    payload, hot = _play(value, stages, "max_pool")
+    payload, winners = _play(value, stages, "max_pool")
     maxima = wrap(value.like(payload), x.dtype)
     indices = wrap(Secret(session, 0, payload=torch.empty_like(payload)), torch.int64)
-    make = partial(_indices, session, stages, hot, len(places))
-    indices._secret = Deferred(session, make).keep("game", (stages, hot))
+    make = partial(_indices, session, stages, winners, len(places))
+    indices._secret = Deferred(session, make).keep("game", (stages, winners))
     return maxima, indices
 
 
 def _play(value: Secret, stages: list[Stage], operation: str) -> tuple[Tensor, list[SecretBits]]:
-    """The maxima (S, *result), and which place won in each window of each stage, (k, windows)."""
-    winners, payload, parties = [], value.replicate(), value.session.parties
+    """The maxima (S, *result), and what won in each window of each stage.
+
+    That is which place, as bits (k, windows); of ``sides``, whether the second did, as bits in the order of the result:
+    most pools have windows of two, and there nothing needs to be laid out anew.
+    """
+    winners, payload, parties = [], value.replicate().contiguous(), value.session.parties
     bits = value.session.compared_bits(value.fraction_bits)
     for stage in stages:
-        largest, hot = ordering.maximum_and_winner(parties, stage.candidates(payload), bits=bits, operation=operation)
-        payload = stage.unflat(largest)
-        winners.append(hot)
-    return payload.contiguous(), winners
+        if stage.sides is None:
+            seen = stage.candidates(payload)
+            largest, won = ordering.maximum_and_winner(parties, seen, bits=bits, operation=operation)
+            payload = stage.unflat(largest)
+        else:
+            first, second = (payload[side] for side in stage.sides)
+            ahead = (first - second).contiguous()
+            won = comparison.negative(parties, ahead, bits, operation)
+            payload = first - comparison.select(parties, won, ahead, operation)
+        winners.append(won)
+        payload = payload.contiguous()
+    return payload, winners
 
 
 def _backward(gradient: Tensor, x: Tensor, indices: Tensor, places: list[Tensor]) -> SharedTensor:
@@ -226,14 +253,22 @@ def _backward(gradient: Tensor, x: Tensor, indices: Tensor, places: list[Tensor]
 
 def _to_winners(value: Secret, stages: list[Stage], winners: list[SecretBits], operation: str) -> Secret:
     """Every element of ``value``, one a window, at the place that won there; what meets at a place is added up."""
-    payload = value.replicate()
-    for stage, hot in zip(reversed(stages), reversed(winners), strict=True):
+    payload, parties = value.replicate().contiguous(), value.session.parties
+    for stage, won in zip(reversed(stages), reversed(winners), strict=True):
+        if stage.sides is not None:
+            chosen = comparison.select(parties, won, payload, operation)
+            first, second = stage.sides
+            whole = payload.new_zeros(len(payload), *stage.shape)
+            whole[first] = payload - chosen
+            whole[second] += chosen
+            payload = whole
+            continue
         back = stage.flat(payload)[:, None].expand(-1, stage.k, -1)
         if stage.k > 1 and stage.windows:
-            chosen = comparison.select(value.session.parties, _but_last(hot), back[:, 1:], operation)
+            chosen = comparison.select(parties, _but_last(won), back[:, 1:], operation)
             back = torch.cat([chosen, back[:, :1] - chosen.sum(1, keepdim=True)], 1)
-        payload = stage.put_back(back)
-    return value.like(payload.contiguous())
+        payload = stage.put_back(back).contiguous()
+    return value.like(payload)
 
 
 def unpool(dims: int) -> Handler:
@@ -267,17 +302,21 @@ def _put_at(scatter: Callable[..., Tensor], indices: Tensor, shape: Sequence[int
     return placed.view(*lead, *shape[-dims:])
 
 
-def _indices(session: Session, stages: list[Stage], hot: list[SecretBits], dims: int) -> Secret:
+def _indices(session: Session, stages: list[Stage], winners: list[SecretBits], dims: int) -> Secret:
     """Where in its plane each maximum is: what the winners would say if every place said its own number."""
     parties, shape = session.parties, stages[0].shape
     numbers = torch.arange(math.prod(shape[-dims:])).view(shape[-dims:]).expand(shape)
     payload = public(parties, numbers)
-    for stage, bits in zip(stages, hot, strict=True):
+    for stage, won in zip(stages, winners, strict=True):
+        if stage.sides is not None:
+            first, second = (payload[side] for side in stage.sides)
+            payload = first + comparison.select(parties, won, (second - first).contiguous(), "max_pool")
+            continue
         candidates = stage.candidates(payload)
         chosen = candidates[:, -1:]
         if stage.k > 1 and stage.windows:
             others = candidates[:, :-1] - chosen
-            chosen = chosen + comparison.select(parties, _but_last(bits), others, "max_pool", [stage.k - 1])
+            chosen = chosen + comparison.select(parties, _but_last(won), others, "max_pool", [stage.k - 1])
         payload = stage.unflat(chosen.reshape(len(chosen), stage.windows))
     return Secret(session, 0, payload=payload.contiguous())
 
