@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -40,6 +39,7 @@ from encml.federated.fusion import PooledConv2d
 from encml.privacy.checks import Mechanism, check_delta, check_mechanism, check_noise_multiplier
 from encml.privacy.discrete import RandomSource, discrete_gaussian
 from encml.privacy.distributed import HONEST, party_variance
+from encml.ring.kernels.compiling import compiled
 
 GRID_BITS = 36
 """Clipped gradients are integers in units of max_grad_norm/2^36."""
@@ -215,7 +215,7 @@ def _sum_of_shifts(x: Tensor, axis: int, count: int) -> Tensor:
     return total
 
 
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator, unused-ignore]
+@compiled
 def _add_integers(
     samples: npt.NDArray[np.float32], factors: npt.NDArray[np.float32], total: npt.NDArray[np.float64]
 ) -> None:

@@ -15,8 +15,9 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from torch import Tensor
 
 KEY_BYTES = 16
-_ZEROS = memoryview(bytes(1 << 16))
-"""What is encrypted at one time: it and its cipher text stay in the cache."""
+_AT_ONCE = 1 << 16
+"""Bytes encrypted by one call: they and their cipher text stay in the cache."""
+_ZEROS = memoryview(bytes(_AT_ONCE))
 
 
 def fresh_key() -> bytes:
@@ -44,13 +45,14 @@ class KeyStream:
 
     def fill(self, out: npt.NDArray[Any]) -> None:
         """Overwrite a contiguous array of integers with the next bytes of the stream: each uniform over its range."""
-        if not out.size:
+        size = out.nbytes
+        if not size:
             return
         data = out.data.cast("B")
-        self.drawn += len(data)
-        for start in range(0, len(data), len(_ZEROS)):
-            part = data[start : start + len(_ZEROS)]
-            self._encryptor.update_into(_ZEROS[: len(part)], part)
+        for start in range(0, size, _AT_ONCE):
+            stop = min(start + _AT_ONCE, size)
+            self._encryptor.update_into(_ZEROS[: stop - start], data[start:stop])
+        self.drawn += size
 
     def words(self, shape: tuple[int, ...], dtype: torch.dtype = torch.int64) -> Tensor:
         """A tensor of ``shape`` whose integers are uniform over the whole range of ``dtype``."""

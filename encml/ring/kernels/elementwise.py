@@ -9,19 +9,18 @@ for signed ones could count from the end.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
+
+from encml.ring.kernels.compiling import compiled
 
 Words = npt.NDArray[np.int64]
 Octets = npt.NDArray[np.uint8]
 Integers = npt.NDArray[Any]
 """int16, int32 or int64: numbers modulo a power of two that fits."""
 
-_compiled: Callable[[Any], Any] = numba.njit(cache=True, nogil=True)
 
 NOTHING: Words = np.empty(0, np.int64)
 """An array of length 0, for zeros."""
@@ -31,21 +30,21 @@ _LANES = 32
 _ONE, _EIGHT, _WORD = np.uint64(1), np.uint64(8), np.uint64(64)
 
 
-@_compiled
+@compiled
 def add_masked(terms: Words, own: Words, previous: Words) -> None:
     """own += terms - previous"""
     for k in range(len(own)):
         own[k] += terms[k] - previous[k]
 
 
-@_compiled
+@compiled
 def and_masked(x: Words, next_x: Words, y: Words, next_y: Words, own: Words, previous: Words) -> None:
     """own ^= (x & y) ^ (x & next_y) ^ (next_x & y) ^ previous"""
     for k in range(len(own)):
         own[k] ^= (x[k] & (y[k] ^ next_y[k])) ^ (next_x[k] & y[k]) ^ previous[k]
 
 
-@_compiled
+@compiled
 def and_with(x: Words, y: Words, mask: Words, to: Words) -> None:
     """to = (x & y) ^ mask"""
     for k in range(len(to)):
@@ -55,7 +54,7 @@ def and_with(x: Words, y: Words, mask: Words, to: Words) -> None:
 # Bit planes -----------------------------------------------------------------------------------------------------
 
 
-@_compiled
+@compiled
 def planes_of(first: Words, second: Words, mask: Words, bits: int, to: Words) -> None:
     """to (bits, words) = the planes of the low ``bits`` bits of first + second, XOR mask (bits, words).
 
@@ -90,7 +89,7 @@ def planes_of(first: Words, second: Words, mask: Words, bits: int, to: Words) ->
                     planes[place + lane] = block[bit * lanes + lane]
 
 
-@_compiled
+@compiled
 def _transpose(block: npt.NDArray[np.uint64]) -> None:
     width = np.uint64(32)
     pattern = np.uint64(0x00000000FFFFFFFF)
@@ -108,7 +107,7 @@ def _transpose(block: npt.NDArray[np.uint64]) -> None:
         pattern ^= pattern << width
 
 
-@_compiled
+@compiled
 def carry_gates(
     g: Words, next_g: Words, p: Words, next_p: Words, first_g: int, first_p: int, step: int, pairs: int, words: int,
     own: Words, previous: Words,
@@ -133,7 +132,7 @@ def carry_gates(
                 own[down + k] ^= (x & (y ^ next_p[low + k])) ^ (next_p[high + k] & y) ^ previous[down + k]
 
 
-@_compiled
+@compiled
 def carry_merge(g: Words, p: Words, first_g: int, first_p: int, step: int, k: int, words: int, to: Words) -> None:
     """What the next level of a carry tree needs, from a level's gates in the middle of ``to``, as above.
 
@@ -155,7 +154,7 @@ def carry_merge(g: Words, p: Words, first_g: int, first_p: int, step: int, k: in
 # Bits times values ----------------------------------------------------------------------------------------------
 
 
-@_compiled
+@compiled
 def bits_less(first: Words, second: Words, n: int, mask: Words, to: Words) -> None:
     """to (rows, n) = b - mask, for the bits b of the planes (rows, words) of first ^ second."""
     words = (n + 63) // 64
@@ -167,7 +166,7 @@ def bits_less(first: Words, second: Words, n: int, mask: Words, to: Words) -> No
                 to[base + j] = ((word >> np.int64(j)) & 1) - mask[base + j]
 
 
-@_compiled
+@compiled
 def parts_less(first: Words, second: Words, x: Words, y: Words, mask: Words, to: Words) -> None:
     """to (2 or 3, n) = b, b (x + y), and (1 - b) (x + y), less mask, for the bits b of the plane first ^ second.
 
@@ -197,7 +196,7 @@ def parts_less(first: Words, second: Words, x: Words, y: Words, mask: Words, to:
                     to[place + j] = (x[base + j] & (((word >> np.int64(j)) & 1) - 1)) - mask[place + j]
 
 
-@_compiled
+@compiled
 def turned_less(plane: Words, n: int, values: Words, plus: bool, mask: Words, to: Words) -> None:
     """to (rows, n) = (1 - 2b) values - mask, or with ``plus`` b + (1 - 2b) values - mask, for the bits b of ``plane``.
 
@@ -218,7 +217,7 @@ def turned_less(plane: Words, n: int, values: Words, plus: bool, mask: Words, to
                     to[base + j] = (values[base + j] ^ -bit) + (bit << twice)
 
 
-@_compiled
+@compiled
 def chosen_less(
     plane: Words, own: Words, b: Words, both: bool, part: Words, part_of_product: Words, mask: Words, to: Words
 ) -> None:
@@ -243,7 +242,7 @@ def chosen_less(
                 to[base + j] = ((own[base + j] + (other & with_b)) & -bit) + (product ^ -bit) + bit
 
 
-@_compiled
+@compiled
 def chosen_part(plane: Words, own: Words, other: Words, part: Words, kept: Words, left: Words, to: Words) -> None:
     """to = kept + part b where a bit of ``plane`` is 0, left + own - part b where it is 1, with b = own + other."""
     for w in range(len(plane)):
@@ -255,7 +254,7 @@ def chosen_part(plane: Words, own: Words, other: Words, part: Words, kept: Words
             to[base + j] = zero ^ ((zero ^ one) & chosen)
 
 
-@_compiled
+@compiled
 def run_sums_less(terms: Words, lengths: Words, mask: Words, to: Words) -> None:
     """to (runs, width) = the sums of runs of so many rows of ``terms`` (rows, width), less mask (runs, width)."""
     width = np.uint64(len(to) // max(1, len(lengths)))
@@ -273,7 +272,7 @@ def run_sums_less(terms: Words, lengths: Words, mask: Words, to: Words) -> None:
 # Truncation -----------------------------------------------------------------------------------------------------
 
 
-@_compiled
+@compiled
 def _word(packed: Octets, w: int) -> np.int64:
     """Bytes 8w to 8w + 7 of packed bits, as a word; what is beyond the end is 0."""
     word, start = np.uint64(0), np.uint64(w) * _EIGHT
@@ -282,7 +281,7 @@ def _word(packed: Octets, w: int) -> np.int64:
     return np.int64(word)
 
 
-@_compiled
+@compiled
 def open_sign(first: Words, second: Words, minus: bool, constant: int, mask: Octets, total: Words, to: Octets) -> None:
     """total = first + second + constant + total, or - total with ``minus``; to (packed) = [total >= 0] ^ mask.
 
@@ -310,7 +309,7 @@ def open_sign(first: Words, second: Words, minus: bool, constant: int, mask: Oct
             to[start + k] = np.uint8(word >> (k * _EIGHT)) ^ mask[start + k]
 
 
-@_compiled
+@compiled
 def deal_product(a: Octets, b: Octets, mask: Integers, to: Integers) -> None:
     """to = a b - mask, of packed bits a and b, modulo what fits in the type of ``mask`` and ``to``."""
     for w in range((len(to) + 63) // 64):
@@ -319,7 +318,7 @@ def deal_product(a: Octets, b: Octets, mask: Integers, to: Integers) -> None:
             to[base + j] = ((word >> np.int64(j)) & 1) - mask[base + j]
 
 
-@_compiled
+@compiled
 def shifted_first(
     x: Words, m: int, e: Octets, d: Octets, a: Octets, c: Integers, factor: int, mask: Words, to: Words
 ) -> None:
@@ -336,7 +335,7 @@ def shifted_first(
             to[base + j] = factor * (quotient + ((product - 1) << back) - offset) - mask[base + j]
 
 
-@_compiled
+@compiled
 def shifted_second(
     x: Words, m: int, e: Octets, d: Octets, b: Octets, c: Integers, factor: int, mask: Words, to: Words
 ) -> None:

@@ -8,41 +8,37 @@ turns into vector instructions; indices are unsigned there, for signed ones coul
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-import numba
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from encml.ring.kernels.compiling import compiled
 from encml.ring.kernels.tiles import DOT_COLUMNS, DOT_ROWS, LANES, ROWS, VECTORS, dots, gather
 
 Array = npt.NDArray[np.int64]
 Three = tuple[int, int, int]
 Five = tuple[int, int, int, int, int]
 
-_compiled: Callable[[Any], Any] = numba.njit(cache=True, nogil=True)
 
 _NEAR = 96
 """Vectors of which sums are taken at once: those of a tile's rows, 24 KiB, stay in the cache nearest to the core."""
 
 
-@_compiled
+@compiled
 def _inside(outputs: int, stride: int, shift: int, size: int) -> tuple[int, int]:
     """The outputs q, from the first up to before the last, with 0 <= q * stride + shift < size."""
     low = min(max(0, -(shift // stride)), outputs)
     return low, max(low, min(outputs, (size - 1 - shift) // stride + 1))
 
 
-@_compiled
+@compiled
 def _clear(to: Array, start: int, step: int, count: int) -> None:
     place, wide = np.uint64(start), np.uint64(step)
     for q in range(np.uint64(count)):
         to[place + q * wide] = 0
 
 
-@_compiled
+@compiled
 def _copy(to: Array, start: int, wide: int, source: Array, first: int, step: int, count: int) -> None:
     """to[start + q * wide] = source[first + q * step]"""
     place, origin, apart, along = np.uint64(start), np.uint64(first), np.uint64(wide), np.uint64(step)
@@ -54,7 +50,7 @@ def _copy(to: Array, start: int, wide: int, source: Array, first: int, step: int
             to[place + q * apart] = source[origin + q * along]
 
 
-@_compiled
+@compiled
 def _merge(to: Array, start: int, wide: int, source: Array, first: int, step: int, count: int) -> None:
     """to[start + q * wide] += source[first + q * step]"""
     place, origin, apart, along = np.uint64(start), np.uint64(first), np.uint64(wide), np.uint64(step)
@@ -66,7 +62,7 @@ def _merge(to: Array, start: int, wide: int, source: Array, first: int, step: in
             to[place + q * apart] += source[origin + q * along]
 
 
-@_compiled
+@compiled
 def _add(to: Array, first: int, step: int, source: Array, start: int, factor: int, count: int) -> None:
     """to[first + q * step] += factor * source[start + q]"""
     place, origin, wide = np.uint64(start), np.uint64(first), np.uint64(step)
@@ -78,7 +74,7 @@ def _add(to: Array, first: int, step: int, source: Array, start: int, factor: in
             to[origin + q * wide] += factor * source[place + q]
 
 
-@_compiled
+@compiled
 def _take(to: Array, start: int, source: Array, first: int, step: int, factor: int, count: int) -> None:
     """to[start + q] += factor * source[first + q * step]"""
     place, origin, wide = np.uint64(start), np.uint64(first), np.uint64(step)
@@ -90,7 +86,7 @@ def _take(to: Array, start: int, source: Array, first: int, step: int, factor: i
             to[place + q] += factor * source[origin + q * wide]
 
 
-@_compiled
+@compiled
 def _dot(left: Array, start: int, right: Array, first: int, step: int, count: int) -> np.int64:
     """The sum of left[start + q] * right[first + q * step]."""
     place, origin, wide = np.uint64(start), np.uint64(first), np.uint64(step)
@@ -104,7 +100,7 @@ def _dot(left: Array, start: int, right: Array, first: int, step: int, count: in
     return total
 
 
-@_compiled
+@compiled
 def pack(
     x: Array, size: Five, image: int, images: int, channel: int, channels: int, lanes: int,
     phases: tuple[Array, Array, Array], extent: Three, stride: Three, shift: Three, buffer: Array, back: bool,
@@ -144,7 +140,7 @@ def pack(
                                 row += extent[2] * lanes
 
 
-@_compiled
+@compiled
 def collect(
     source: Array, first: int, row: int, rows: int, places: Array, lane: int, lanes: Array, vectors: Array
 ) -> None:
@@ -156,7 +152,7 @@ def collect(
             to += LANES
 
 
-@_compiled
+@compiled
 def spread(
     vectors: Array, target: Array, first: int, row: int, rows: int, places: Array, lane: int, lanes: Array, add: bool
 ) -> None:
@@ -172,7 +168,7 @@ def spread(
             origin += LANES
 
 
-@_compiled
+@compiled
 def windows(
     weight: Array, first: int, row: int, rows: int, x: Array, places: Array, taps: Array, out: Array, out_first: int,
     out_places: Array, lanes: Array, out_row: int, add: bool,
@@ -186,7 +182,7 @@ def windows(
             )  # fmt: skip
 
 
-@_compiled
+@compiled
 def windows_back(
     weight: Array, first: int, channel: int, channels: int, output: int, outputs: int, upstream: Array,
     upstream_first: int, upstream_row: int, upstream_places: Array, lanes: Array, taps: Array, buffer: Array,
@@ -207,7 +203,7 @@ def windows_back(
                 )  # fmt: skip
 
 
-@_compiled
+@compiled
 def window_dots(
     upstream: Array, first: int, row: int, rows: int, upstream_places: Array, x: Array, taps: Array, places: Array,
     lanes: Array, out: Array, out_first: int, out_row: int,
@@ -223,7 +219,7 @@ def window_dots(
                 )  # fmt: skip
 
 
-@_compiled
+@compiled
 def depthwise(
     x: Array, size: Five, weight: Array, result: Array, outputs: int, output: Three, kernel: Three, stride: Three,
     padding: Three, dilation: Three, direction: int,

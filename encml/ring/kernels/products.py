@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from encml.ring.kernels.compiling import compiled
 from encml.ring.kernels.tiles import DOT_COLUMNS, DOT_ROWS, LANES, ROWS, VECTORS, dots, gather
 
 Array = npt.NDArray[np.int64]
 Three = tuple[int, int, int]
 Range = tuple[int, int]
 
-_compiled: Callable[[Any], Any] = numba.njit(cache=True, nogil=True)
 
 _WIDTH = VECTORS * LANES
 _DEPTH = 256
@@ -26,7 +22,7 @@ _FEW = 2 * ROWS
 """So many rows are not worth packing a panel for."""
 
 
-@_compiled
+@compiled
 def _pack(panel: Array, y: Array, start: int, row: int, column: int, depth: int, width: int) -> None:
     """panel (depth, 32) = y[start + p * row + q * column]; the last columns stay as they are."""
     if column == 1:
@@ -41,7 +37,7 @@ def _pack(panel: Array, y: Array, start: int, row: int, column: int, depth: int,
                     panel[p * _WIDTH + q] = y[start + p * row + q * column]
 
 
-@_compiled
+@compiled
 def multiply(
     out: Array, out_steps: Three, x: Array, x_steps: Three, y: Array, y_steps: Three, batch: Range, columns: Range,
     m: int, k: int,
@@ -82,7 +78,7 @@ def multiply(
                         )  # fmt: skip
 
 
-@_compiled
+@compiled
 def multiply_dots(
     out: Array, out_steps: Three, x: Array, x_steps: Three, y: Array, y_steps: Three, batch: Range, columns: Range,
     m: int, k: int,
