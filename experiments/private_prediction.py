@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from encml.data import load_mnist, to_float
+from encml.data import FLOAT_RANGE, load_mnist, to_float
 from encml.errors import EncmlError
 from encml.models import seed_network
 from encml.serving import Client, Cluster
@@ -60,7 +60,7 @@ def serve(folder: Path, requests: int) -> None:
     model = seed_network()
     model.load_state_dict(load_file(folder / "model.safetensors"))
     with Cluster.local(folder) as cluster:
-        cluster.share(model, torch.zeros(1, 1, 28, 28), MODEL)
+        cluster.share(model, torch.zeros(1, 1, 28, 28), MODEL, input_range=FLOAT_RANGE)
         cluster.serve(num_requests=requests, name=MODEL)
         print(f"Three workers serve {MODEL!r} for {requests} requests; ask them from another terminal", flush=True)
         cluster.wait_served(MODEL)

@@ -113,6 +113,11 @@ def to_float(images: Tensor) -> Tensor:
     return images.unsqueeze(1).to(torch.float32).div_(255.0).sub_(MEAN).div_(STD)
 
 
+_DARKEST, _BRIGHTEST = to_float(torch.tensor([[[0, 255]]], dtype=torch.uint8)).flatten().tolist()
+FLOAT_RANGE: tuple[float, float] = (_DARKEST, _BRIGHTEST)
+"""The lowest and highest value that ``to_float`` gives: what a served model's owner may declare of its inputs."""
+
+
 def _load_folder(raw: Path) -> MnistData:
     """Read the four files through torchvision, which wants them unpacked: packed ones go to a temporary folder.
 
