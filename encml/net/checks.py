@@ -15,7 +15,7 @@ def check_message(message: Message, operation: str) -> None:
     if message.source == message.destination:
         raise ProtocolError(f"{operation}: {message!r} is a party's message to itself")
     payload = message.payload
-    if payload is not None and (payload.dtype != message.dtype or tuple(payload.shape) != tuple(message.shape)):
+    if payload is not None and (payload.dtype != message.dtype or payload.shape != message.shape):
         raise ProtocolError(f"{operation}: {message!r} carries a {tuple(payload.shape)} {payload.dtype} payload")
 
 

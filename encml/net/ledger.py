@@ -87,8 +87,7 @@ class Ledger:
     def round(self, operation: str, sent: Mapping[int, int]) -> None:
         """Book one round in which party ``rank`` sent ``sent[rank]`` payload bytes."""
         self.rounds += 1
-        by_party = (sent.get(0, 0), sent.get(1, 0), sent.get(2, 0))
-        self._book(self._current or operation, Cost(rounds=1, sent=by_party))
+        self._book(self._current or operation, Cost(1, (sent.get(0, 0), sent.get(1, 0), sent.get(2, 0))))
 
     @contextmanager
     def measure(self) -> Iterator[list[Cost]]:
@@ -100,6 +99,7 @@ class Ledger:
         result.append(Cost(spent.rounds, spent.sent, time.perf_counter() - start, spent.calls))
 
     def _book(self, name: str, cost: Cost) -> None:
-        self.costs[name] = self.costs.get(name, Cost()) + cost
+        known = self.costs.get(name)
+        self.costs[name] = cost if known is None else known + cost
         for listener in self.listeners:
             listener(name, cost)

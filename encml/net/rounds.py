@@ -47,14 +47,12 @@ class SharedRounds(Transport):
         if getcurrent() not in self._jobs:
             return self.inner.rotate(rows, step, operation)
         check_rotation(rows, step, self.local)
-        shape = tuple(rows.shape[1:])
-        own = {rank: rows[place] for place, rank in enumerate(self.local)}
-        received = self.exchange(
-            [Message(rank, (rank + step) % PARTIES, own.get(rank), shape, rows.dtype) for rank in range(PARTIES)],
-            operation,
-        )
-        arrived = [received[(rank - step) % PARTIES] for rank in self.local]
-        return torch.stack([row for row in arrived if row is not None])
+        shape, dtype, own = tuple(rows.shape[1:]), rows.dtype, dict(zip(self.local, rows.unbind(), strict=True))
+        # By receiver, so that what arrives is in order; a message between two others is for them to know.
+        ways = [((rank - step) % PARTIES, rank) for rank in range(PARTIES)]
+        messages = [Message(s, d, own.get(s), shape, dtype) for s, d in ways if s in own or d in own]
+        arrived = [row for row in self.exchange(messages, operation) if row is not None]
+        return arrived[0].unsqueeze(0) if len(arrived) == 1 else torch.stack(arrived)
 
     def together(self, jobs: Sequence[Callable[[], Any]]) -> list[Any]:
         """Run independent protocols, merging the first rounds of all, the second rounds of all, and so on.

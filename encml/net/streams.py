@@ -18,7 +18,8 @@ from encml.errors import PartyError, ProtocolError
 from encml.net.frames import HEADER_BYTES, Header, Kind, data_header, operation_digest, waiting
 from encml.net.transport import PARTIES
 
-Move = Callable[[memoryview], int | None]
+Receive = Callable[[memoryview], int | None]
+Send = Callable[[bytes | memoryview], int | None]
 
 RECORD_BYTES = 16384
 """The most that one TLS record holds; messages that fit are sent in one call."""
@@ -36,57 +37,52 @@ class FrameWriter:
     def __init__(self, session: bytes) -> None:
         self._session = session
         self._sequence = 0
-        self._queue: deque[bytearray | memoryview] = deque()
-        self._sent = 0
-        self._begun = False
+        self._queue: deque[bytes | memoryview] = deque()
+        self._begun: bytes | memoryview = b""
+        """What ``send`` has been called with and has not taken yet."""
 
     @property
     def done(self) -> bool:
         """Whether everything queued has been handed to the socket."""
-        return not self._queue
+        return not (self._queue or self._begun)
 
     def put(self, operation: str, shape: tuple[int, ...], dtype: torch.dtype, payload: memoryview) -> None:
         """Queue one tensor. Its memory must not change until ``done``."""
         digest = operation_digest(operation, shape, dtype)
         header = data_header(self._session, self._sequence, digest, len(payload))
         self._sequence += 1
-        if HEADER_BYTES + len(payload) <= RECORD_BYTES:
-            self._put_small(header, payload)
-        else:
-            self._queue.append(bytearray(header))
-            self._queue.append(payload)
+        room = RECORD_BYTES - HEADER_BYTES
+        self._queue.append(header + payload[:room])
+        if len(payload) > room:
+            self._queue.append(payload[room:])
 
     def put_waiting(self, rank: int) -> None:
         """Queue the notice that this party cannot go on without party ``rank``."""
-        self._queue.append(bytearray(waiting(self._session, rank)))
+        self._queue.append(waiting(self._session, rank))
 
-    def advance(self, send: Move, limit: int) -> int:
+    def advance(self, send: Send, limit: int) -> int:
         """Call ``send`` until it would block, the queue is empty or ``limit`` bytes went; returns the bytes."""
         total = 0
-        while self._queue and total < limit:
-            data = memoryview(self._queue[0])
-            self._begun = True
-            count = send(data[self._sent : self._sent + CHUNK_BYTES])
+        while total < limit and (self._begun or self._queue):
+            # TLS wants a write that would block to be tried again with the same bytes, whatever was queued since.
+            data = self._begun = self._begun or self._take()
+            count = send(data)
             if count is None:
                 break
-            self._sent += count
             total += count
-            if self._sent == len(data):
-                self._queue.popleft()
-                self._sent = 0
-                self._begun = False
+            # What is empty is let go of: a view would keep a whole tensor in memory.
+            self._begun = data[count:] or b""
         return total
 
-    def _put_small(self, header: bytes, payload: memoryview) -> None:
-        last = self._queue[-1] if self._queue else None
-        room = RECORD_BYTES - HEADER_BYTES - len(payload)
-        # What was begun is left as it is: TLS wants a write that would block to be tried again with the same bytes.
-        begun = self._begun and len(self._queue) == 1
-        if isinstance(last, bytearray) and len(last) <= room and not begun:
-            last += header
-            last += payload
-        else:
-            self._queue.append(bytearray(header) + payload)
+    def _take(self) -> bytes | memoryview:
+        """What to write next: part of a long piece, or as many short ones as one record holds."""
+        data = self._queue.popleft()
+        if len(data) > CHUNK_BYTES:
+            self._queue.appendleft(data[CHUNK_BYTES:])
+            return data[:CHUNK_BYTES]
+        while self._queue and len(data) + len(self._queue[0]) <= RECORD_BYTES:
+            data = b"".join((data, self._queue.popleft()))
+        return data
 
 
 @dataclass(slots=True, eq=False)
@@ -131,27 +127,33 @@ class FrameReader:
         """Queue a tensor; the peer must send exactly this next."""
         self._queue.append(tensor)
 
-    def advance(self, receive: Move, limit: int) -> int:
+    def advance(self, receive: Receive, limit: int) -> int:
         """Call ``receive`` until it would block, all expected is there or ``limit`` bytes came; returns the bytes.
 
+        Also ends after a notice, which is no reason to wait longer for the peer than before.
         Raises PartyError where the peer has closed the connection (``receive`` returns 0), ProtocolError where it
         sent anything unexpected.
         """
         total = 0
         while self._queue and total < limit:
-            if self._filled < len(self._target):
-                count = receive(self._target[self._filled :])
-                if count is None:
-                    break
-                if count == 0:
+            target, filled = self._target, self._filled
+            while filled < len(target) and total < limit:
+                count = receive(target[filled:])
+                if not count:
+                    self._filled = filled
+                    if count is None:
+                        return total
                     raise self.gone()
-                self._filled += count
+                filled += count
                 total += count
-            if self._filled == len(self._target):
+            self._filled = filled
+            if filled == len(target):
                 self._complete()
+                if self.waits_for is not None:
+                    break
         return total
 
-    def last_words(self, receive: Move) -> None:
+    def last_words(self, receive: Receive) -> None:
         """The peer is lost and nothing is expected of it: read whom it blamed, if it said so."""
         while not self._in_payload:
             count = receive(self._target[self._filled :])

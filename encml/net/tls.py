@@ -76,9 +76,7 @@ class TlsTransport(Transport):
                         raise ProtocolError(f"{operation}: {message!r} has no payload, though its source is here")
                     sent += self._links[message.destination].put(message.payload, operation)
                 elif message.destination == self.rank:
-                    result = torch.empty(message.shape, dtype=message.dtype)
-                    self._links[message.source].expect(result, operation)
-                    results[place] = result
+                    results[place] = self._links[message.source].expect(message.shape, message.dtype, operation)
             self._pump(operation)
         self.ledger.round(operation, {self.rank: sent})
         return results
@@ -87,10 +85,9 @@ class TlsTransport(Transport):
         """One round; see ``Transport.rotate``. ``rows`` is (1, ...)."""
         with self._round():
             check_rotation(rows, step, self.local)
-            result = torch.empty(rows.shape, dtype=rows.dtype)
             label = f"{operation} {step:+d}"
             sent = self._links[(self.rank + step) % PARTIES].put(rows, label)
-            self._links[(self.rank - step) % PARTIES].expect(result, label)
+            result = self._links[(self.rank - step) % PARTIES].expect(tuple(rows.shape), rows.dtype, label)
             self._pump(operation)
         self.ledger.round(operation, {self.rank: sent})
         return result
@@ -103,8 +100,7 @@ class TlsTransport(Transport):
         with self._round():
             for link in self._links.values():
                 if link.hung_up():
-                    link.reader.last_words(link.receive)
-                    raise link.reader.gone()
+                    raise link.gone()
 
     def close(self) -> None:
         """Close all connections; idempotent, from any thread. A round that waits ends with PartyError."""
@@ -150,24 +146,23 @@ class TlsTransport(Transport):
 
     def _pump(self, operation: str) -> None:
         """Write and read until this round is done."""
+        self._told = False
         now = time.monotonic()
+        # Everything is sent before anything is read: should reading fail, the peers still get what they wait for.
         for link in self._links.values():
             link.progress = now
-        self._told = False
-        active = [link for link in self._links.values() if link.active]
-        # Everything is sent before anything is read: should reading fail, the peers still get what they wait for.
-        for link in active:
             link.write()
-        while active:
-            moved = False
-            for link in active:
-                moved |= link.advance()
-            active = [link for link in self._links.values() if link.active]
-            if active and not moved:
-                self._wait(active, operation)
+        while active := [link for link in self._links.values() if link.active]:
+            patience = self._patience(active, operation)
+            if len(active) == 1 and active[0].writer.done:
+                # Nothing else can be done meanwhile: the read waits itself, cheaper than a read that fails and a poll.
+                active[0].advance(patience)
+            else:
+                for link in [link for link in active if link.ready] or _woken(active, patience):
+                    link.advance(0)
 
-    def _wait(self, active: list[_Link], operation: str) -> None:
-        """Wait until one of the connections can go on, no longer than the slowest peer's time-out allows."""
+    def _patience(self, active: list[_Link], operation: str) -> float:
+        """The seconds that may be waited now; raises PartyTimeout when the slowest peer has used up its time."""
         slowest = min(active, key=lambda link: link.progress)
         waited = time.monotonic() - slowest.progress
         if waited >= self._timeout:
@@ -179,12 +174,8 @@ class TlsTransport(Transport):
                     link.writer.put_waiting(slowest.peer)
                     link.progress = time.monotonic()
                     link.write()
-            return
         limit = self._timeout if self._told else NOTICE_SHARE * self._timeout
-        poll = select.poll()
-        for link in active:
-            link.register(poll)
-        poll.poll(max(1, round((limit - waited) * 1000)))
+        return limit - waited
 
     def _stalled(self, link: _Link, operation: str) -> PartyTimeout:
         rank, other = link.peer, link.reader.waits_for
@@ -198,6 +189,15 @@ class TlsTransport(Transport):
         return PartyTimeout(f"{found}; timeout in the cluster file sets the limit", rank=rank, address=address)
 
 
+def _woken(active: list[_Link], seconds: float) -> list[_Link]:
+    """Those whose connections can go on, as soon as there is one; none after ``seconds``."""
+    poll = select.poll()
+    for link in active:
+        link.register(poll)
+    descriptors = {descriptor for descriptor, _ in poll.poll(max(1, round(1000 * seconds)))}
+    return [link for link in active if not descriptors.isdisjoint(link.descriptors)]
+
+
 class _Link:
     """The two connections with one peer, and where their streams are."""
 
@@ -209,8 +209,9 @@ class _Link:
         self.reader = FrameReader(peer, mesh.rank, mesh.addresses, mesh.session)
         self._out = mesh.outgoing[peer]
         self._in = mesh.incoming[peer]
+        self.descriptors = (self._out.fileno(), self._in.fileno())
         self._name = f"party {peer} ({mesh.addresses[peer]})"
-        self._out_events = self._in_events = 0
+        self._out_events, self._in_events = select.POLLOUT, select.POLLIN
         self._lost = False
 
     @property
@@ -220,33 +221,45 @@ class _Link:
 
     def put(self, payload: Tensor, operation: str) -> int:
         """Queue a payload for the peer; returns its bytes."""
-        if payload.device.type != "cpu":
+        if not payload.is_cpu:
             raise ProtocolError(f"{operation}: a payload on {payload.device}; parties send tensors in CPU memory")
         data = tensor_bytes(payload.detach().contiguous())
         self.writer.put(operation, tuple(payload.shape), payload.dtype, data)
         return len(data)
 
-    def expect(self, result: Tensor, operation: str) -> None:
-        """Let the peer's next payload go into ``result``."""
-        self.reader.expect(Expected(operation, tuple(result.shape), result.dtype, tensor_bytes(result)))
+    def expect(self, shape: tuple[int, ...], dtype: torch.dtype, operation: str) -> Tensor:
+        """The tensor into which the peer's next payload will go."""
+        result = torch.empty(shape, dtype=dtype)
+        self.reader.expect(Expected(operation, shape, dtype, tensor_bytes(result)))
+        return result
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is something to do that no socket would tell: bytes already decrypted, or a lost peer."""
+        return self._lost if self.reader.done else self._in.pending() > 0
 
     def write(self) -> int:
         """Write what goes without waiting; returns the bytes."""
         return 0 if self.writer.done or self._lost else self.writer.advance(self.send, TURN_BYTES)
 
-    def advance(self) -> bool:
-        """Write and read what goes without waiting; returns whether anything did."""
+    def advance(self, patience: float) -> None:
+        """Write what goes without waiting, and read, waiting up to ``patience`` seconds for each piece."""
         count = self.write()
         if not self.reader.done:
+            self._in.settimeout(patience)
             count += self.reader.advance(self.receive, TURN_BYTES)
         if self._lost and self.reader.done:
-            self.reader.last_words(self.receive)
-            raise self.reader.gone()
+            raise self.gone()
         if count and self.reader.waits_for is None:
             self.progress = time.monotonic()
-        return count > 0
 
-    def send(self, data: memoryview) -> int | None:
+    def gone(self) -> PartyError:
+        """The error for a lost peer, once what it said last has been read."""
+        self._in.settimeout(0)
+        self.reader.last_words(self.receive)
+        return self.reader.gone()
+
+    def send(self, data: bytes | memoryview) -> int | None:
         """Write some of ``data``; None where that would block, or the peer is lost (then its own words are read)."""
         try:
             return self._out.send(data)
@@ -261,12 +274,14 @@ class _Link:
     def receive(self, buffer: memoryview) -> int | None:
         """Fill some of ``buffer``; None where that would block, 0 where the peer is gone."""
         try:
-            return self._in.recv_into(buffer)
+            return self._in.recv_into(buffer, len(buffer))
         except ssl.SSLWantReadError:
             self._in_events = select.POLLIN
             return None
         except ssl.SSLWantWriteError:
             self._in_events = select.POLLOUT
+            return None
+        except TimeoutError:
             return None
         except ssl.SSLEOFError:
             return 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,8 +19,7 @@ from encml.net.ledger import Ledger
 PARTIES = 3
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class Message:
+class Message(NamedTuple):
     """One tensor from one party to another.
 
     ``payload`` is the tensor where ``source`` lives in this process and None elsewhere; ``shape`` and ``dtype``

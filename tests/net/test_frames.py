@@ -177,6 +177,35 @@ def test_last_words_are_read_from_a_lost_peer() -> None:
     assert source.waits_for is None
 
 
+def test_a_notice_ends_a_turn_of_reading() -> None:
+    """Whoever reads with a time-out then looks at the clock: notices must not buy a peer any time."""
+    result = torch.zeros(SHAPE, dtype=DTYPE)
+    source = reader()
+    source.expect(expected(result))
+    receive = from_bytes(2 * waiting(SESSION, 2) + frame())
+    assert [source.advance(receive, 2**20) for _ in range(3)] == [HEADER_BYTES, HEADER_BYTES, len(frame())]
+    assert torch.equal(result, PAYLOAD)
+
+
+def test_records_are_full_and_nothing_sent_is_held() -> None:
+    """The header travels with the payload's first bytes; several short frames travel as one record."""
+    lengths: list[int] = []
+
+    def send(data: bytes | memoryview) -> int:
+        lengths.append(len(data))
+        return len(data)
+
+    long = bytearray(3 * RECORD_BYTES)
+    writer = FrameWriter(SESSION)
+    for _ in range(2):
+        writer.put(OPERATION, SHAPE, DTYPE, tensor_bytes(PAYLOAD))
+    writer.put(OPERATION, (len(long),), torch.uint8, memoryview(long))
+    writer.advance(send, 2**20)
+    assert writer.done
+    assert lengths == [2 * len(frame()), RECORD_BYTES, 2 * RECORD_BYTES + HEADER_BYTES]
+    long.clear()  # a BufferError where the writer still holds it
+
+
 TENSORS = st.lists(
     st.tuples(
         st.sampled_from([torch.bool, torch.uint8, torch.int16, torch.int32, torch.int64]),
@@ -279,7 +308,8 @@ def test_ten_thousand_damaged_frames_neither_crash_hang_nor_balloon() -> None:
             source = reader()
             source.expect(expected(result))
             try:
-                source.advance(receive, 2**20)
+                while source.advance(receive, 2**20):
+                    pass
             except ProtocolError:
                 outcomes["refused"] += 1
             except PartyError:
