@@ -27,7 +27,7 @@ def budget(metrics: Metrics) -> str:
 
 
 def figures(folders: list[Path]) -> str:
-    runs = [read_metrics(folder) for folder in folders]
+    runs = [read_metrics(folder, Metrics) for folder in folders]
     first = runs[0]
     first_took = seconds_text(sum(first.seconds.values()))
     where = f"{first.environment.system}, PyTorch {first.environment.packages['torch']}"

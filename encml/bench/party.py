@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import threading
 from pathlib import Path
 
 import torch
@@ -19,6 +18,7 @@ from encml.bench.records import PartyLine
 from encml.config.cluster import load_cluster
 from encml.errors import EncmlError
 from encml.mpc.session import Session
+from encml.serving.processes import end_with_stdin
 
 
 def main() -> int:
@@ -32,9 +32,7 @@ def main() -> int:
     parser.add_argument("--repeats", required=True, type=int)
     parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()
-    started_by = threading.Thread(target=_wait_for_end, daemon=True)
-    if arguments.stop_with_stdin:
-        started_by.start()
+    waiting = end_with_stdin() if arguments.stop_with_stdin else None
     config = load_cluster(arguments.config)
     torch.set_num_threads(config.threads)
     try:
@@ -52,15 +50,9 @@ def main() -> int:
     except EncmlError as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
         return 1
-    if arguments.stop_with_stdin:
-        started_by.join()
+    if waiting is not None:
+        waiting.join()
     return 0
-
-
-def _wait_for_end() -> None:
-    """Standard input ends with the process that started this one, however that ends."""
-    sys.stdin.buffer.read()
-    os._exit(0)
 
 
 if __name__ == "__main__":

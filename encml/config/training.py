@@ -116,6 +116,8 @@ class PartiesConfig(Config):
     threads: Count = 1
     """Compute threads of a process."""
     fraction_bits: Annotated[int, Field(ge=8, le=20)] = 16
+    comparison_bits: Annotated[int, Field(ge=12, le=64)] | None = None
+    """A declared range of what is compared, see ``encml.Session``; None: the whole range of the numbers."""
 
 
 class RevealConfig(Config):

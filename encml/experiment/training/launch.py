@@ -38,7 +38,9 @@ def train_here(config: TrainingConfig, owners: Path, folder: RunFolder, tell: Li
     torch.set_num_threads(config.parties.threads)
     try:
         parts = {rank: read_part(owner_file(owners, rank)) for rank in range(PARTIES)}
-        with Session(fraction_bits=config.parties.fraction_bits) as session:
+        with Session(
+            fraction_bits=config.parties.fraction_bits, comparison_bits=config.parties.comparison_bits
+        ) as session:
             TrainingJob(config, session, parts, folder.path / IN_PROCESS, listen, digest(config)).run()
     finally:
         torch.set_num_threads(threads)
@@ -51,13 +53,14 @@ def train_by_processes(config: TrainingConfig, owners: Path, folder: RunFolder, 
     They end with this function, whatever ends it. Raises PartyError, with the end of its log, for one that fails.
     """
     with tempfile.TemporaryDirectory(prefix="encml-training-") as name:
-        cluster = local_config(
+        local = local_config(
             Path(name),
             threads=config.parties.threads,
             timeout=config.parties.timeout,
             connect_timeout=_CONNECT,
             fraction_bits=config.parties.fraction_bits,
         )
+        cluster = local.model_copy(update={"comparison_bits": config.parties.comparison_bits})
         make_cluster_keys(cluster.keys, [party.host for party in cluster.parties], clients=(), days=30)
         arguments = ["--experiment", str(folder.path / CONFIG), "--data", str(owners), "--results", str(folder.path)]
         parties = LocalParties(cluster, "encml.experiment.training.party", arguments)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import threading
 from pathlib import Path
 
 import torch
@@ -22,6 +21,7 @@ from encml.experiment.training.events import Event, Listener
 from encml.experiment.training.job import TrainingJob
 from encml.experiment.training.owners import read_part
 from encml.mpc.session import Session
+from encml.serving.processes import end_with_stdin
 
 EVENTS_FILE = "events.jsonl"
 
@@ -49,9 +49,7 @@ def main() -> int:
     parser.add_argument("--data", required=True, type=Path, help="folder with owner-RANK.safetensors")
     parser.add_argument("--results", required=True, type=Path, help="folder in which party-RANK is this party's own")
     arguments = parser.parse_args()
-    started_by = threading.Thread(target=_wait_for_end, daemon=True)
-    if arguments.stop_with_stdin:
-        started_by.start()
+    waiting = end_with_stdin() if arguments.stop_with_stdin else None
     own = arguments.results / f"party-{arguments.rank}"
     own.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
@@ -72,15 +70,9 @@ def main() -> int:
     except EncmlError as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
         return 1
-    if arguments.stop_with_stdin:
-        started_by.join()
+    if waiting is not None:
+        waiting.join()
     return 0
-
-
-def _wait_for_end() -> None:
-    """Standard input ends with the process that started this one, however that ends."""
-    sys.stdin.buffer.read()
-    os._exit(0)
 
 
 if __name__ == "__main__":
