@@ -29,6 +29,7 @@ from encml.net.ledger import Ledger
 from encml.net.rounds import SharedRounds
 from encml.net.transport import PARTIES, Message, Transport
 from encml.ring.kernels.elementwise import Integers, Words, add_masked
+from encml.ring.memory import keep_freed
 from encml.ring.prg import KEY_BYTES, KeyStream, fresh_key
 
 T = TypeVar("T")
@@ -41,10 +42,12 @@ class Parties:
 
     Setup agrees on the pairwise mask keys over the transport: 1 round, 16 bytes a party. Stream i is known to
     parties i and i + 1, the two that hold share i + 1. ``seed`` makes the masks reproducible, for tests and
-    benchmarks only; without it the keys come from the operating system.
+    benchmarks only; without it the keys come from the operating system. The process keeps memory that it frees: see
+    ``encml.ring.memory``.
     """
 
     def __init__(self, transport: Transport, seed: int | None = None) -> None:
+        keep_freed()
         self.net = SharedRounds(transport)
         self.local = transport.local
         self.here = len(transport.local)
