@@ -10,6 +10,7 @@ from torch import Tensor
 
 from encml.mpc.comparison import hand_over
 from encml.mpc.parties import Parties, known
+from encml.ring.kernels import matmul
 from encml.ring.kernels.elementwise import NOTHING, Words, bits_less, turned_less
 
 
@@ -34,7 +35,7 @@ def lookup(parties: Parties, planes: Tensor, n: int, tables: Sequence[Sequence[i
         bits_less(*parts, n, known(masks).reshape(-1), rest.reshape(-1))
     rest = hand_over(parties, r, rest, shape, operation)
     left, right = (
-        matrix @ torch.from_numpy(_turned(parties.words(bits, r + 2), known(parts), plus))
+        matmul(matrix, torch.from_numpy(_turned(parties.words(bits, r + 2), known(parts), plus)))
         if parties.plays(party)
         else None
         for party, parts, plus in ((r + 1, rest, True), (r + 2, masks, False))
