@@ -234,7 +234,8 @@ def _play(value: Secret, stages: list[Stage], operation: str) -> tuple[Tensor, l
             first, second = (payload[side] for side in stage.sides)
             ahead = (first - second).contiguous()
             won = comparison.negative(parties, ahead, bits, operation)
-            payload = first - comparison.select(parties, won, ahead, operation)
+            chosen = comparison.select(parties, won, ahead, operation)
+            payload = torch.sub(first, chosen, out=chosen)
         winners.append(won)
         payload = payload.contiguous()
     return payload, winners
@@ -259,7 +260,7 @@ def _to_winners(value: Secret, stages: list[Stage], winners: list[SecretBits], o
             chosen = comparison.select(parties, won, payload, operation)
             first, second = stage.sides
             whole = payload.new_zeros(len(payload), *stage.shape)
-            whole[first] = payload - chosen
+            torch.sub(payload, chosen, out=whole[first])
             whole[second] += chosen
             payload = whole
             continue
