@@ -35,6 +35,8 @@ MOMENT = 0.003
 """Seconds that a party holds up the others for a part that it lacks: a client sends to all three at about one time."""
 HEARTBEAT = 1.0
 """Seconds between two signs of life (less with a short time-out)."""
+WARM_BITS = 24
+"""Bits of a declared range, to have what compares in few bits compiled, too."""
 AGAIN = 1.0
 """Seconds before another attempt to join where the last one failed at once."""
 
@@ -314,8 +316,15 @@ def _shared(session: Session, parcel: Tensor) -> SharedTensor:
 
 
 def _warm_up() -> None:
-    """Have kernels compiled before anybody waits: a party that compiles in its first round seems to have stalled."""
-    session = Session(LocalTransport())
-    x = share(torch.ones(1, 1, 2, 2), session=session)
-    with torch.no_grad():
-        torch.relu(F.avg_pool2d(F.conv2d(x, x), 1))
+    """Have kernels compiled before anybody waits: a party that compiles in its first round seems to have stalled.
+
+    Usual layers, for one example and several, on a product that is still to be rounded and on values that are not, in
+    all bits and in few.
+    """
+    for batch, bits in ((2, None), (1, WARM_BITS)):
+        session = Session(LocalTransport(), comparison_bits=bits)
+        x: Tensor = share(torch.ones(batch, 2, 8, 8), session=session)
+        with torch.no_grad():
+            x = F.avg_pool2d(F.conv2d(x, x[:1, :, :3, :3].repeat(4, 1, 1, 1), x[0, 0, 0, :4], padding=1), 2)
+            x = torch.relu(F.max_pool2d(torch.relu(x), 2)).flatten(1).repeat(1, 64)
+            secret(torch.relu(F.linear(x, x[:1].repeat(5, 1), x[0, :5]))).settle()
