@@ -16,6 +16,7 @@ from encml.mpc.multiplication import and_bits
 from encml.mpc.parties import Parties, known
 from encml.net.transport import PARTIES, Message
 from encml.ring.bits import words_for
+from encml.ring.devices import host
 from encml.ring.kernels.elementwise import NOTHING, Words, and_with, carry_gates, carry_merge, planes_of
 
 
@@ -30,7 +31,7 @@ def propagate_and_generate(parties: Parties, payload: Tensor, bits: int, operati
     2. Generate bits g = A & B = (s0 & B) ^ (s1 & B): party r + 2 and party r + 1 have one term each and reshare.
     (Mohassel and Rindal 2018 for the adder on shares; the asymmetry is ours.)
     """
-    r, values = parties.next_lead(), payload.numpy()
+    r, values = parties.next_lead(), host(payload)
     adder = Adder(parties, r, math.prod(payload.shape[1:]), bits)
     if parties.plays(r):
         adder.first(parties.words(values, r), parties.words(values, r + 1))

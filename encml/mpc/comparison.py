@@ -17,6 +17,7 @@ from torch import Tensor
 from encml.mpc.circuits import carry, flipped, propagate_and_generate
 from encml.mpc.parties import Parties, known
 from encml.net.transport import PARTIES, Message
+from encml.ring.devices import host
 from encml.ring.kernels.elementwise import (
     NOTHING,
     Words,
@@ -108,7 +109,7 @@ def select(
             f"bits of shape {shape} select from values of shape {tuple(payload.shape[1:])}: expand one first"
         )
     r = parties.next_lead()
-    plane, values, rest = bits.plane.numpy(), payload.numpy(), None
+    plane, values, rest = bits.plane.numpy(), host(payload), None
     masks = parties.masks(r - 1, (2, n))
     if parties.plays(r):
         rest = np.empty((2, n), np.int64)

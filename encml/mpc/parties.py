@@ -28,6 +28,7 @@ from encml.errors import ProtocolError
 from encml.net.ledger import Ledger
 from encml.net.rounds import SharedRounds
 from encml.net.transport import PARTIES, Message, Transport
+from encml.ring.devices import CPU, host
 from encml.ring.kernels.elementwise import Integers, Words, add_masked
 from encml.ring.memory import keep_freed
 from encml.ring.prg import KEY_BYTES, KeyStream, fresh_key
@@ -44,10 +45,14 @@ class Parties:
     parties i and i + 1, the two that hold share i + 1. ``seed`` makes the masks reproducible, for tests and
     benchmarks only; without it the keys come from the operating system. The process keeps memory that it frees: see
     ``encml.ring.memory``.
+
+    Payloads of numbers lie on ``device``; bits, and whatever travels, in the processor's memory: see
+    ``encml.ring.devices``.
     """
 
-    def __init__(self, transport: Transport, seed: int | None = None) -> None:
+    def __init__(self, transport: Transport, seed: int | None = None, device: torch.device = CPU) -> None:
         keep_freed()
+        self.device = device
         self.net = SharedRounds(transport)
         self.local = transport.local
         self.here = len(transport.local)
@@ -172,7 +177,7 @@ class Parties:
 
     def masked(self, rows: Tensor, room: Words | None = None) -> Words:
         """Additive rows (P, *shape) with masks that add up to zero, in memory as ``mask_rows`` gives it."""
-        terms = rows.numpy()
+        terms = host(rows)
         room, masks = self.mask_rows(rows.shape[1:], room)
         for place, own, previous in masks:
             add_masked(terms[place].ravel(), own, previous)
@@ -187,7 +192,7 @@ class Parties:
         room, masks = self.mask_rows(shape, np.empty((self.here, *shape), np.int64))
         for _, own, previous in masks:
             np.subtract(own, previous, out=own)
-        return torch.from_numpy(room)
+        return torch.from_numpy(room).to(self.device)
 
     # Layout --------------------------------------------------------------------------------------------------
 
@@ -205,7 +210,7 @@ class Parties:
 
     def words(self, payload: Tensor | Words, index: int) -> Words:
         """Share x_index (modulo 3) of a payload, flat and contiguous: a view if that can be. It must be known here."""
-        array = payload.numpy() if isinstance(payload, Tensor) else payload
+        array = host(payload) if isinstance(payload, Tensor) else payload
         words: Words = array[known(self.place_of(index))].ravel()
         return words
 
@@ -229,10 +234,13 @@ class Parties:
 
         Without the fresh mask alpha party i - 1 would learn party i's local term (Araki et al. 2016).
         """
-        return self.pass_back(self.masked(rows), operation)
+        return self.pass_back(self.masked(rows), operation).to(self.device)
 
     def pass_back(self, payload: Words, operation: str) -> Tensor:
-        """Complete a payload whose rows of the parties here are masked terms: party i sends its own to party i - 1."""
+        """Complete a payload, on the processor, whose rows of the parties here are masked terms.
+
+        Party i sends its own to party i - 1.
+        """
         result = torch.from_numpy(payload)
         if self.here == PARTIES:
             self.net.rotate(result, -1, operation)
@@ -290,9 +298,9 @@ class Parties:
         """
         pair, remove = self.pair(first, shape), np.bitwise_xor if xor else np.subtract
         if pair.left is not None:
-            remove(known(left).numpy().ravel(), known(pair.low), out=pair.left)
+            remove(host(known(left)).ravel(), known(pair.low), out=pair.left)
         if pair.right is not None:
-            remove(known(right).numpy().ravel(), known(pair.high), out=pair.right)
+            remove(host(known(right)).ravel(), known(pair.high), out=pair.right)
         return pair.reshare(operation, xor=xor)
 
 
@@ -344,7 +352,8 @@ class Pair:
             add(self.left, flat(to_one) if self.right is None else self.right, out=self.left)
         elif self.right is not None:
             add(self.right, flat(to_two), out=self.right)
-        return torch.from_numpy(self._payload)
+        payload = torch.from_numpy(self._payload)
+        return payload if xor else payload.to(self._parties.device)
 
     def _message(self, source: int, destination: int, bracket: Words | None) -> Message:
         payload = None if bracket is None else torch.from_numpy(bracket.reshape(self._shape))

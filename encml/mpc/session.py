@@ -9,6 +9,8 @@ from contextvars import ContextVar, Token
 from pathlib import Path
 from types import TracebackType
 
+import torch
+
 from encml.config.cluster import LEAST_WHOLE_BITS, ClusterConfig, load_cluster
 from encml.errors import ConfigError
 from encml.mpc.coins import PublicCoins
@@ -19,6 +21,7 @@ from encml.net.ledger import Ledger
 from encml.net.local import LocalTransport
 from encml.net.tls import TlsTransport
 from encml.net.transport import PARTIES, Transport
+from encml.ring.devices import CPU
 from encml.ring.fixed import DEFAULT_FRACTION_BITS, MAX_FRACTION_BITS
 
 logger = logging.getLogger("encml")
@@ -41,6 +44,9 @@ class Session:
         value less than one of 64 bits and a round less. Beyond that range comparisons are wrong without a sign;
         ``encml.check`` tells. Default: what is compared may have twice the magnitude of the whole range.
     seed: reproducible masks, for tests and benchmarks only.
+    device: where payloads lie and products are worked out, such as "cuda". To PyTorch, SharedTensors are on the CPU
+        nevertheless, as all that is public about them is: what is shared may lie anywhere, and what is revealed lies
+        there. (PyTorch runs what is differentiated on another device in another thread.)
     """
 
     def __init__(
@@ -50,6 +56,7 @@ class Session:
         fraction_bits: int = DEFAULT_FRACTION_BITS,
         comparison_bits: int | None = None,
         seed: int | None = None,
+        device: torch.device | str = CPU,
     ) -> None:
         if not 4 <= fraction_bits <= MAX_FRACTION_BITS:
             raise ConfigError(f"fraction_bits: found {fraction_bits}, allowed 4 to {MAX_FRACTION_BITS}")
@@ -61,13 +68,15 @@ class Session:
             _say_once_that_in_process_is_not_private()
         self.fraction_bits = fraction_bits
         self.comparison_bits = comparison_bits
-        self.parties = Parties(transport, seed)
+        self.parties = Parties(transport, seed, torch.device(device))
         self.coins = PublicCoins(self.parties)
         self.later = Later(self.parties)
         self._tokens: list[Token[Session | None]] = []
 
     @classmethod
-    def from_cluster(cls, cluster: ClusterConfig | str | Path, rank: int) -> Session:
+    def from_cluster(
+        cls, cluster: ClusterConfig | str | Path, rank: int, *, device: torch.device | str = CPU
+    ) -> Session:
         """Join the session of a cluster of real parties as party ``rank``; all three must do so.
 
         cluster: a cluster file or what ``load_cluster`` read from one. Blocks until the others are there, up to its
@@ -75,7 +84,7 @@ class Session:
         """
         config = cluster if isinstance(cluster, ClusterConfig) else load_cluster(cluster)
         transport = TlsTransport.connect(config, rank)
-        return cls(transport, fraction_bits=config.fraction_bits, comparison_bits=config.comparison_bits)
+        return cls(transport, fraction_bits=config.fraction_bits, comparison_bits=config.comparison_bits, device=device)
 
     def __repr__(self) -> str:
         return f"Session(parties here: {self.parties.local}, fraction_bits={self.fraction_bits})"

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from encml.mpc.parties import Parties, flat, known
 from encml.net.transport import PARTIES, Message
+from encml.ring.devices import host
 from encml.ring.fixed import RANGE_BITS
 from encml.ring.kernels.elementwise import NOTHING, Words, deal_product, open_sign, shifted_first, shifted_second
 
@@ -67,7 +68,7 @@ def truncate(parties: Parties, payload: Tensor, m: int, operation: str = "trunca
     share is constant, as in a value just shared by one party.
     """
     p = parties.next_lead()
-    shape, values = tuple(payload.shape[1:]), payload.numpy()
+    shape, values = tuple(payload.shape[1:]), host(payload)
     division = Division(parties, p, math.prod(shape), m)
     split = parties.masks(p, (division.n,))
     if parties.plays(p + 1):

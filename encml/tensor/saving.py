@@ -49,11 +49,11 @@ def reduce(x: SharedTensor) -> tuple[Any, ...]:
         refuse_pickling()
     held, session = x._secret, x.session
     with session.whole(), session.ledger.operation("save"):
-        payload = in_memory_order(lambda p: p.clone(memory_format=torch.contiguous_format), held.payload)
+        payload = in_memory_order(lambda p: p.clone(memory_format=torch.contiguous_format), held.payload).cpu()
     is_parameter = isinstance(x, nn.Parameter)
     local, bits = list(session.parties.local), session.fraction_bits
     finer: Secret | None = held.fact(FINER)
-    more = (None, 0) if finer is None else (finer.terms.clone(), finer.fraction_bits)
+    more = (None, 0) if finer is None else (finer.terms.clone().cpu(), finer.fraction_bits)
     return rebuild, (payload, held.fraction_bits, str(x.dtype), x.requires_grad, is_parameter, local, bits, *more)
 
 
@@ -85,9 +85,10 @@ def rebuild(
         _check_neighbours(session.parties, payload, f"{fraction_bits} {dtype} {tuple(payload.shape[1:])}")
         if finer is not None:
             _check_neighbours(session.parties, finer, f"{finer_bits} finer {tuple(finer.shape[1:])}")
-    held = Secret(session, fraction_bits, payload=payload)
+    device = session.parties.device
+    held = Secret(session, fraction_bits, payload=payload.to(device))
     if finer is not None:
-        held.keep(FINER, Secret(session, finer_bits, payload=finer))
+        held.keep(FINER, Secret(session, finer_bits, payload=finer.to(device)))
     x: Tensor = SharedTensor(held, _DTYPES[dtype], requires_grad)
     return nn.Parameter(x, requires_grad) if is_parameter else x
 

@@ -12,6 +12,7 @@ from torch._C._dynamo.eval_frame import get_eval_frame_callback
 from encml.errors import SecretError, UnsupportedOperation
 from encml.mpc.session import Session
 from encml.mpc.sharing import open_to, open_to_all
+from encml.ring.devices import CPU
 from encml.ring.fixed import decode
 from encml.tensor.refusals import refuse_pickling, refuse_truth, refuse_values, unsupported
 from encml.tensor.secret import Secret
@@ -55,7 +56,7 @@ class SharedTensor(torch.Tensor):
             terms.shape[1:],
             strides=terms.stride()[1:],
             dtype=dtype,
-            device=terms.device,
+            device=CPU,
             requires_grad=requires_grad,
         )
         tensor._secret = secret
@@ -188,7 +189,7 @@ def secret(tensor: Tensor) -> Secret:
 def around(value: Secret, like: Tensor, dtype: torch.dtype) -> SharedTensor:
     """A SharedTensor of the shape and strides of ``like`` around a secret that need not be there yet."""
     tensor: Any = torch.Tensor._make_wrapper_subclass(
-        SharedTensor, like.shape, strides=like.stride(), dtype=dtype, device=like.device
+        SharedTensor, like.shape, strides=like.stride(), dtype=dtype, device=CPU
     )
     tensor._secret = value
     result: SharedTensor = tensor

@@ -10,7 +10,8 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from encml.ring.kernels import loops
+from encml.ring.kernels import anywhere, loops
+from encml.ring.kernels.anywhere import elsewhere
 from encml.ring.kernels.geometry import Block, Layout, Plan, Sizes, check_steps
 from encml.ring.kernels.loops import Array, flat
 from encml.ring.kernels.threads import in_parts
@@ -38,6 +39,9 @@ def convolution(
     ]
     shape = (len(x), len(weight), *output)
     plan = Plan.of(x.shape, weight.shape, shape, stride, padding, dilation, groups)
+    if elsewhere(x, weight):
+        made = anywhere.convolution(x, weight, output, stride, padding, dilation, groups)
+        return made if total is None else total.add_(made)
     images, add = x.contiguous(), total is not None
     if plan.depthwise:
         result = x.new_zeros(shape) if total is None else total
@@ -85,6 +89,9 @@ def input_gradient(
     """The adjoint of ``convolution`` in x: gradient (N, O, *output) to (N, C, *size); a transposed convolution."""
     shape = len(gradient), weight.shape[1] * groups, *size
     plan = Plan.of(shape, weight.shape, gradient.shape, stride, padding, dilation, groups)
+    if elsewhere(gradient, weight):
+        made = anywhere.input_gradient(gradient, weight, size, stride, padding, dilation, groups)
+        return made if total is None else total.add_(made)
     if plan.pointwise:
         turned = weight.reshape(groups, plan.outputs, plan.inner).transpose(1, 2)
         turned = turned.reshape(-1, plan.outputs, *weight.shape[2:])
@@ -128,6 +135,9 @@ def weight_gradient(
     """The adjoint of ``convolution`` in the weight: x (N, C, *), gradient (N, O, *output) to (O, C / groups, *size)."""
     shape = gradient.shape[1], x.shape[1] // groups, *size
     plan = Plan.of(x.shape, shape, gradient.shape, stride, padding, dilation, groups)
+    if elsewhere(x, gradient):
+        made = anywhere.weight_gradient(x, gradient, size, stride, padding, dilation, groups)
+        return made if total is None else total.add_(made)
     result = x.new_zeros(shape) if total is None else total
     images = x.contiguous()
     if plan.depthwise:

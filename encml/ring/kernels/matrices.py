@@ -12,8 +12,9 @@ import math
 import torch
 from torch import Tensor
 
-from encml.ring.kernels import products
+from encml.ring.kernels import anywhere, products
 from encml.ring.kernels.adding import Adding
+from encml.ring.kernels.anywhere import elsewhere
 from encml.ring.kernels.products import Array
 from encml.ring.kernels.threads import in_parts
 from encml.ring.kernels.tiles import LANES, ROWS, VECTORS
@@ -30,6 +31,9 @@ def matmul(x: Tensor, y: Tensor, total: Tensor | None = None) -> Tensor:
     """
     if x.dtype != torch.int64 and total is None:
         return torch.matmul(x, y)
+    if elsewhere(x, y):
+        product = anywhere.matmul(x, y)
+        return product if total is None else total.add_(product)
     if x.ndim == y.ndim == 2 and x.shape[1] == y.shape[0]:
         result = x.new_zeros(len(x), y.shape[1]) if total is None else total
         if result.numel() and len(y):

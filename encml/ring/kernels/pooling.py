@@ -81,7 +81,7 @@ def look_up(x: Tensor, places: Sequence[Tensor]) -> Tensor:
     dims = len(places)
     # The last dimension first, whose elements are picked one by one, before others multiply them.
     for d in reversed(range(dims)):
-        x = x.index_select(x.ndim - dims + d, places[d].reshape(-1))
+        x = x.index_select(x.ndim - dims + d, places[d].reshape(-1).to(x.device))
     lead = x.shape[: x.ndim - dims]
     x = x.view(*lead, *(n for table in places for n in table.shape))
     return x.permute(*range(len(lead)), *_interleaved(len(lead), dims))
@@ -97,7 +97,7 @@ def put_back(gradient: Tensor, places: Sequence[Tensor], size: Sizes) -> Tensor:
     for d, (table, n) in enumerate(zip(places, size, strict=True)):
         dim = len(lead) + d
         smaller = gradient.new_zeros(*gradient.shape[:dim], n, *gradient.shape[dim + 1 :])
-        gradient = smaller.index_add_(dim, table.reshape(-1), gradient)
+        gradient = smaller.index_add_(dim, table.reshape(-1).to(gradient.device), gradient)
     return gradient
 
 

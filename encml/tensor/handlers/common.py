@@ -113,7 +113,8 @@ def by_public(f: Callable[[Tensor, Tensor], Tensor], value: Secret, plain: Opera
     """f(value, plain) of a secret and something public. Local, unless too many fraction bits are settled first."""
     integers, bits = factor(plain, value.session.fraction_bits)
     held = headroom(value, integers, bits)
-    return held.like(stack([f(term, integers) for term in held.terms]), bits)
+    there = integers.to(held.terms.device)
+    return held.like(stack([f(term, there) for term in held.terms]), bits)
 
 
 def write(target: Tensor, source: Secret, dtype: torch.dtype) -> Tensor:
