@@ -38,6 +38,8 @@ class Judge:
             return
         self.shadows.set(x, exact, ideal)
         if not secret(x).made:
+            for what, size, bits, limit in bounds.on_the_way(exact):
+                self._check_range(bounds, what, size, bits, limit)
             return
         record = self.report.records.setdefault(self._places.here, ModuleRecord())
         record.operations += 1

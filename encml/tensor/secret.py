@@ -353,15 +353,20 @@ class Deferred(Secret):
         return super().keep(name, fact) if self._made else self
 
 
-def headroom(value: Secret, integers: Tensor, bits: int) -> Secret:
-    """``value``, settled first where a product with public ``integers / 2^bits`` might leave the ring.
+def fits(value: Secret, integers: Tensor, bits: int) -> bool:
+    """Whether a product with public ``integers / 2^bits`` stays within the ring without being settled first.
 
     A division by 2^k makes no integer larger, so it may add up to SLACK_BITS beyond 2f.
     """
     limit = 2 * value.session.fraction_bits
     if integers.ndim == 0 and abs(int(integers)) <= 1:
         limit += SLACK_BITS
-    return value.settle() if value.fraction_bits + bits > limit else value
+    return value.fraction_bits + bits <= limit
+
+
+def headroom(value: Secret, integers: Tensor, bits: int) -> Secret:
+    """``value``, settled first where a product with public ``integers / 2^bits`` might leave the ring; see ``fits``."""
+    return value if fits(value, integers, bits) else value.settle()
 
 
 def settle_all(*values: Secret) -> None:

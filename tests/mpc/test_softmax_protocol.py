@@ -12,7 +12,7 @@ from party_threads import run_apart
 from plain_ring import in_process, opened, split
 from torch import Tensor
 
-from encml.mpc.functions.softmax import log_softmax, lowest, softmax
+from encml.mpc.functions.softmax import log_softmax, log_softmax_and_slope, lowest, softmax, total_bits
 from encml.mpc.parties import Parties
 from encml.net.ledger import Cost
 
@@ -140,11 +140,37 @@ def cost(k: int, n: int, logarithm: bool = False, hidden: Tensor | None = None) 
 def test_cost() -> None:
     """Of one softmax over 10 entries, where bits travel in words of 64, and of each of many."""
     one, many = cost(10, 1), cost(10, 640)
-    assert one.rounds == many.rounds == 52
+    assert one.rounds == many.rounds == 50
     assert one.bytes_per_party <= 4700
     assert many.bytes_per_party / 640 == pytest.approx(ONE_OF_MANY, abs=0.01)
-    assert cost(10, 640, logarithm=True).rounds == 49
+    assert cost(10, 640, logarithm=True).rounds == 47
     assert cost(10, 640, logarithm=True).bytes_per_party / 640 == pytest.approx(ONE_OF_MANY_LOGS, abs=0.01)
+
+
+@pytest.mark.parametrize("fraction_bits", [4, 8, 16, 20, 24])
+def test_slopes_in_the_same_rounds(fraction_bits: int) -> None:
+    """p, and t p for totals up to their bound: within 2 units and 2^-13 of p, and what a large total magnifies."""
+    parties, unit = in_process(), 2.0**-fraction_bits
+    x = torch.randn(10, 200, generator=torch.Generator().manual_seed(2), dtype=torch.float64) * 4
+    t = torch.linspace(0, 2.0 ** total_bits(fraction_bits) - 1, 200, dtype=torch.float64)
+    x, t = ((v / unit).round() * unit for v in (x, t))
+    shared, totals = (split(parties, (v / unit).long()) for v in (x, t))
+    with parties.ledger.measure() as spent:
+        logs, weights, slope = log_softmax_and_slope(parties, shared, fraction_bits)
+    again, _ = log_softmax(parties, shared, fraction_bits)
+    rounds = parties.ledger.rounds - spent[0].rounds
+    assert spent[0].rounds <= rounds
+    _, _, times = log_softmax_and_slope(parties, shared, fraction_bits, totals)
+    p = x.softmax(0)
+    for found, exact, allowed in (
+        (slope, p, torch.zeros(())),
+        (weights.probabilities(parties), p, torch.zeros(())),
+        (times, t * p, t * 2.0**-19),
+        (logs, x.log_softmax(0), torch.tensor(2.0**-18)),
+        (again, x.log_softmax(0), torch.tensor(2.0**-18)),
+    ):
+        error = (found.sum(0).double() * unit - exact).abs()
+        assert bool((error <= 2 * unit + 2.0**-13 * exact.abs() + allowed).all())
 
 
 def test_hidden_entries_cost_no_exponential() -> None:

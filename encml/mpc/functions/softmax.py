@@ -36,7 +36,7 @@ from encml.mpc.flags import packed, unpacked
 from encml.mpc.functions.polynomial import constant, multiply
 from encml.mpc.lookup import lookup
 from encml.mpc.multiplication import product
-from encml.mpc.parties import Parties
+from encml.mpc.parties import Parties, known
 from encml.mpc.truncation import MAX_SHIFT, truncate_rows
 
 _TERMS = 60
@@ -88,12 +88,12 @@ def softmax(parties: Parties, payload: Tensor, fraction_bits: int, hidden: Tenso
     hidden: public, bool (k, n); True where an entry does not take part: its result is 0 exactly, and nothing is paid
     for its exponential. Where all k are hidden all results are 0.
 
-    52 rounds and 2.6 kB a party for 10 entries (4.2 kB where it is a single softmax, as bits travel in whole words): 14
-    rounds and 0.9 kB for the maximum (``ordering.maximum_cost``), 18 rounds and 0.15 kB an element for exp, 20 rounds
+    50 rounds and 2.6 kB a party for 10 entries (4.2 kB where it is a single softmax, as bits travel in whole words): 14
+    rounds and 0.9 kB for the maximum (``ordering.maximum_cost``), 16 rounds and 0.15 kB an element for exp, 20 rounds
     for the rest, 9 B an element and 0.15 kB a softmax. Each doubling of k adds as many rounds as the maximum needs.
     Off by less than 2 ulp or 2^-13 of it.
     """
-    weights, _ = _parts(parties, payload, fraction_bits, hidden, logarithm=False)
+    weights, _, _ = _parts(parties, payload, fraction_bits, hidden, logarithm=False)
     return weights.probabilities(parties)
 
 
@@ -102,11 +102,29 @@ def log_softmax(
 ) -> tuple[Tensor, Weights]:
     """x_i - log(sum_j exp(x_j)) of a payload (S, k, n), over k, and what the softmax needs further.
 
-    Where ``hidden``, x_i counts as ``lowest``. 49 rounds, and the bytes of ``softmax`` less 9 an element. Off by less
+    Where ``hidden``, x_i counts as ``lowest``. 47 rounds, and the bytes of ``softmax`` less 9 an element. Off by less
     than 2 ulp (f <= 20; else 2^-19) or 2^-13 of it.
     """
-    weights, logs = _parts(parties, payload, fraction_bits, hidden, logarithm=True)
+    weights, logs, _ = _parts(parties, payload, fraction_bits, hidden, logarithm=True)
     return logs, weights
+
+
+def log_softmax_and_slope(
+    parties: Parties, payload: Tensor, fraction_bits: int, totals: Tensor | None = None
+) -> tuple[Tensor, Weights, Tensor]:
+    """As ``log_softmax``, and t_n p of a payload (S, n) of totals t at f fraction bits (1 if None), in the same rounds.
+
+    47 rounds; p costs 19 B a party and element more than ``Weights.probabilities``, which takes 3 rounds after, and t
+    another 9.4. |t| < 2^``total_bits(f)``, 2^9 at f = 16. No hidden entries.
+    """
+    weights, logs, slope = _parts(parties, payload, fraction_bits, None, logarithm=True, totals=totals, slope=True)
+    assert slope is not None
+    return logs, weights, slope
+
+
+def total_bits(fraction_bits: int) -> int:
+    """What a softmax is multiplied by in ``log_softmax_and_slope`` is below 2^this."""
+    return min(25 - fraction_bits, 33 - _slope_bits(fraction_bits)) if fraction_bits < 22 else 3
 
 
 def exponential_bits(fraction_bits: int) -> int:
@@ -125,9 +143,16 @@ def inverse_bits(fraction_bits: int) -> int:
 
 
 def _parts(
-    parties: Parties, payload: Tensor, fraction_bits: int, hidden: Tensor | None, *, logarithm: bool
-) -> tuple[Weights, Tensor]:
-    """The weights; and if ``logarithm`` x - m - log(s), else x - m."""
+    parties: Parties,
+    payload: Tensor,
+    fraction_bits: int,
+    hidden: Tensor | None,
+    *,
+    logarithm: bool,
+    totals: Tensor | None = None,
+    slope: bool = False,
+) -> tuple[Weights, Tensor, Tensor | None]:
+    """The weights; if ``logarithm`` x - m - log(s), else x - m; and if ``slope`` p, times ``totals`` if any."""
     f, name = fraction_bits, "softmax"
     k, n = payload.shape[1:]
     if hidden is not None:
@@ -143,9 +168,10 @@ def _parts(
     else:
         exponentials = _exp_of_minus(parties, -below[(slice(None), *places)], f, k, name)
         sums = torch.zeros((len(payload), n), dtype=torch.int64).index_add_(1, places[1], exponentials)
-    inverse, log = _inverse_and_log(parties, sums, f, k, logarithm, name)
+    whole = exponentials if slope else None
+    inverse, log, probabilities = _inverse_and_log(parties, sums, f, k, logarithm, name, whole, totals)
     weights = Weights(exponentials, inverse, f, (k, n), places)
-    return weights, (below if log is None else below - log[:, None])
+    return weights, (below if log is None else below - log[:, None]), probabilities
 
 
 def _places(kept: Tensor) -> tuple[Tensor, Tensor]:
@@ -163,7 +189,7 @@ def _put(values: Tensor, places: tuple[Tensor, Tensor], shape: tuple[int, int]) 
 
 
 def _exp_of_minus(parties: Parties, u: Tensor, f: int, k: int, name: str) -> Tensor:
-    """exp(-u) for a payload u >= 0 (S, n), at ``exponential_bits(f)``. 18 rounds, about 160 B a party and element.
+    """exp(-u) for a payload u >= 0 (S, n), at ``exponential_bits(f)``. 16 rounds, about 160 B a party and element.
 
     Beyond 2^c - 3/2 with c as in ``_range_bits`` the result may be 0.
     """
@@ -177,10 +203,6 @@ def _exp_of_minus(parties: Parties, u: Tensor, f: int, k: int, name: str) -> Ten
     near_zero = 2 << dropped
     shifted = (u + constant(parties, u, near_zero)) >> dropped
     coarse = ((u + constant(parties, u, 2 << halves)) >> halves) - constant(parties, u, entries - 1)
-    planes, small = parties.together(
-        lambda: bits_at(parties, shifted, halves - dropped, digits, name),
-        lambda: negative(parties, coarse, 64 - f - halves, name),
-    )
     middle = near_zero + (1 << halves) >> 1
     at_zero = near_zero - middle
     width = math.ldexp((1 << halves) + near_zero, -f - 1)
@@ -188,9 +210,12 @@ def _exp_of_minus(parties: Parties, u: Tensor, f: int, k: int, name: str) -> Ten
     scale = sum(coefficient * math.ldexp(at_zero, -f) ** i for i, coefficient in enumerate(c))
     table = [round(math.ldexp(math.exp(-h / 2) / scale, 34)) for h in range(entries)]
 
+    found: list[Tensor] = []
+
     def polynomial() -> Tensor:
         """exp(-rest) at 26 fraction bits."""
-        (of_h,) = lookup(parties, planes, n, [[1 << (halves + j) for j in range(digits)]], name)
+        found.append(bits_at(parties, shifted, halves - dropped, digits, name))
+        (of_h,) = lookup(parties, found[0], n, [[1 << (halves + j) for j in range(digits)]], name)
         rest = u - of_h + constant(parties, u, at_zero)
         square = _rescaled(parties, product(parties, torch.mul, rest, rest), 2 * f, _SQUARE, name)
         places = 58 - _SQUARE
@@ -200,8 +225,9 @@ def _exp_of_minus(parties: Parties, u: Tensor, f: int, k: int, name: str) -> Ten
         return truncate_rows(parties, rows + linear[: parties.here], 32, name)
 
     def power() -> Tensor:
-        """exp(-h/2) at 34 fraction bits, 0 where u is too large."""
-        (entry,) = lookup(parties, one_hot(parties, planes, name, small.plane), n, [table], name)
+        """exp(-h/2) at 34 fraction bits, 0 where u is too large: the comparison takes no fewer rounds than the bits."""
+        small = negative(parties, coarse, 64 - f - halves, name)
+        (entry,) = lookup(parties, one_hot(parties, found[0], name, small.plane), n, [table], name)
         return entry
 
     fine, rough = parties.together(polynomial, power)
@@ -224,30 +250,68 @@ def _exp_coefficients(width: float) -> list[float]:
 
 
 def _inverse_and_log(
-    parties: Parties, sums: Tensor, f: int, k: int, logarithm: bool, name: str
-) -> tuple[Tensor, Tensor | None]:
-    """1/s at ``inverse_bits`` and, if asked for, log(s) at f, for a payload s (S, n) in [1, k]. 17 rounds."""
-    bits = exponential_bits(f)
+    parties: Parties,
+    sums: Tensor,
+    f: int,
+    k: int,
+    logarithm: bool,
+    name: str,
+    exponentials: Tensor | None = None,
+    totals: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """1/s at ``inverse_bits`` and, if asked for, log(s) at f, for a payload s (S, n) in [1, k]. 17 rounds.
+
+    And of ``exponentials`` (S, k, n), if given, their quotients by s, times ``totals`` (S, n) if given, at f, in the
+    same rounds: e / s = e sigma (1 - d + ...), whose product e sigma is made beside d, and e sigma d beside sigma d.
+    """
+    bits, slope_bits = exponential_bits(f), _slope_bits(f)
     terms = min(_TERMS - max(1, math.ceil(math.log2(1 + math.log(k)))), f + MAX_SHIFT)
     sigma_bits = terms - bits
     powers = [round(2 ** (sigma_bits - j / _STEPS)) for j in range(_thresholds(k) + 1)]
     logs = [round(-math.log(math.ldexp(power, -sigma_bits)) * 2**terms) for power in powers]
-    sigma, minus_log_sigma = _by_segment(parties, sums, bits, k, [powers, logs], name)
+
+    def segment() -> list[Tensor]:
+        return _by_segment(parties, sums, bits, k, [powers, logs], name)
+
+    given_bits = bits
+    if exponentials is None or totals is None:
+        sigma, minus_log_sigma = segment()
+    else:
+        given, by, given_bits = exponentials, totals[:, None], min(bits, f + 6)
+        (sigma, minus_log_sigma), exponentials = parties.together(
+            segment, lambda: multiply(parties, given, by, bits + f - given_bits, name)
+        )
 
     deviation_rows = product(parties, torch.mul, sums, sigma) - constant(parties, sums, 1 << terms)[: parties.here]
-    d = truncate_rows(parties, deviation_rows, terms - _DEVIATION, name)
-    square, tilted = parties.together(
+
+    def deviation() -> Tensor:
+        return truncate_rows(parties, deviation_rows, terms - _DEVIATION, name)
+
+    scaled: Tensor | None = None
+    if exponentials is None:
+        d = deviation()
+    else:
+        whole = exponentials
+        d, scaled = parties.together(
+            deviation, lambda: multiply(parties, whole, sigma[:, None], given_bits + sigma_bits - slope_bits, name)
+        )
+    steps: list[Callable[[], Tensor]] = [
         lambda: multiply(parties, d, d, 2 * _DEVIATION - _SQUARE, name),
         lambda: _rescaled(parties, product(parties, torch.mul, sigma, d), sigma_bits + _DEVIATION, _TILTED, name),
-    )
+    ]
+    if scaled is not None:
+        steps.append(lambda: multiply(parties, known(scaled), d[:, None], _DEVIATION, name))
+    square, tilted, *leaning = parties.together(*steps)
 
-    def inverse() -> Tensor:
-        # sigma (q0 + d (q1 + q2 d + q3 d^2))
-        q, places = _inverse_coefficients(), _SHORT_TERMS - _TILTED
+    def toward_inverse(first: Tensor, first_bits: int, second: Tensor, second_bits: int, to: int) -> Tensor:
+        # first q0 + second (q1 + q2 d + q3 d^2), first = sigma and second = sigma d, or both of them times e
+        q, total = _inverse_coefficients(), second_bits + _SHORT_TERMS - _TILTED
+        places = total - second_bits
         inner = _integer(q[2], places - _DEVIATION) * d + _integer(q[3], places - _SQUARE) * square
-        rows = product(parties, torch.mul, tilted, inner + constant(parties, d, _integer(q[1], places)))
-        rows += (_integer(q[0], _SHORT_TERMS - sigma_bits) * sigma)[: parties.here]
-        return truncate_rows(parties, rows, _SHORT_TERMS - inverse_bits(f), name)
+        inner = inner + constant(parties, d, _integer(q[1], places))
+        rows = product(parties, torch.mul, second, inner if second.ndim == d.ndim else inner[:, None])
+        rows += (_integer(q[0], total - first_bits) * first)[: parties.here]
+        return truncate_rows(parties, rows, total - to, name)
 
     def log() -> Tensor:
         # -log(sigma) + d + d^2 (c0 + c1 d + c2 d^2)
@@ -257,9 +321,19 @@ def _inverse_and_log(
         rows += deviation_rows + minus_log_sigma[: parties.here]
         return truncate_rows(parties, rows, terms - f, name)
 
-    jobs: list[Callable[[], Tensor]] = [inverse, log] if logarithm else [inverse]
-    first, *others = parties.together(*jobs)
-    return first, (others[0] if others else None)
+    last: list[Callable[[], Tensor]] = [lambda: toward_inverse(sigma, sigma_bits, tilted, _TILTED, inverse_bits(f))]
+    if logarithm:
+        last.append(log)
+    if scaled is not None:
+        last.append(lambda: toward_inverse(known(scaled), slope_bits, leaning[0], slope_bits, f))
+    inverse, *others = parties.together(*last)
+    quotients = others.pop() if scaled is not None else None
+    return inverse, (others[0] if others else None), quotients
+
+
+def _slope_bits(f: int) -> int:
+    """Fraction bits of e sigma, and of e sigma d: 8 more than the quotient has where there is room for them."""
+    return min(max(f + 8, 20), 28, f + MAX_SHIFT - (_SHORT_TERMS - _TILTED))
 
 
 def _thresholds(k: int) -> int:

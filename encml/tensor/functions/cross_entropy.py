@@ -20,12 +20,13 @@ from torch import Tensor
 from torch.nn import _reduction as legacy
 
 from encml.errors import InvalidTensor, UnsupportedOperation
+from encml.mpc.functions.softmax import total_bits
 from encml.tensor.functions.common import differentiable_once, transformed
 from encml.tensor.handlers import attention, lookup
 from encml.tensor.handlers.arithmetic import mul, scale, sub
 from encml.tensor.handlers.common import wrap
 from encml.tensor.handlers.linear import sum_all, sum_dims
-from encml.tensor.handlers.losses import class_weights
+from encml.tensor.handlers.losses import class_weights, looked_at
 from encml.tensor.handlers.moments import by, known_at, plus
 from encml.tensor.shared import SharedTensor, secret
 
@@ -38,16 +39,27 @@ class _Target:
     """What a cross-entropy sums the negative log-probabilities with.
 
     weights: for every class at every place, public or secret; or the protocol that finds them. rows: their sums over
-    the classes; None where all are 1. count: what a mean divides by, public or secret.
+    the classes; None where all are 1. count: what a mean divides by, public or secret. small: whether the rows are
+    known to be below 2^``total_bits``.
     """
 
     weights: Tensor | Callable[[], Tensor]
     rows: Tensor | None
     count: float | Tensor
+    small: bool = True
 
     def found(self) -> Tensor:
         """The weights."""
         return self.weights if isinstance(self.weights, Tensor) else self.weights()
+
+    def slope(self, x: SharedTensor, dim: int) -> tuple[SharedTensor, SharedTensor | None]:
+        """The log-softmax of x, and the softmax times the rows if it is to be had in the same rounds."""
+        rows = self.rows
+        if rows is None or (isinstance(rows, SharedTensor) and self.small):
+            found = attention.log_softmax_and_slope(x, dim, rows)
+            if found is not None:
+                return found
+        return attention.log_softmax(x, dim), None
 
     @property
     def whole(self) -> bool:
@@ -58,27 +70,31 @@ class _Target:
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: SharedTensor, target: _Target, reduction: str) -> Tensor:
+    def forward(ctx: Any, x: SharedTensor, target: _Target, reduction: str, learns: bool) -> Tensor:
         dim, session = class_dim(x), x.session
         with session.whole(), session.ledger.operation("cross_entropy"):
-            logs, weights = session.parties.together(lambda: attention.log_softmax(x, dim), target.found)
+            (logs, slope), weights = session.parties.together(
+                lambda: target.slope(x, dim) if learns else (attention.log_softmax(x, dim), None), target.found
+            )
             losses = sum_dims(_weighted(_negative(logs), weights), (dim,))
             if reduction != "none":
                 losses = sum_all(losses)
             if reduction == "mean":
-                losses = _divided(losses, float(target.count))
-        ctx.save_for_backward(logs, weights, target.rows)
+                losses = looked_at(losses, 1.0 / float(target.count))
+        ctx.save_for_backward(logs, weights, target.rows, slope)
         ctx.count, ctx.reduction = target.count, reduction
         return losses
 
     @staticmethod
     @differentiable_once
     def backward(ctx: Any, gradient: SharedTensor) -> tuple[Tensor | None, ...]:
-        logs, weights, rows = ctx.saved_tensors
+        logs, weights, rows, slope = ctx.saved_tensors
         dim = class_dim(logs)
         with logs.session.whole(), logs.session.ledger.operation("cross_entropy_backward"):
-            slope = attention.softmax_of(logs, dim)
-            slope = sub(slope if rows is None else mul(slope, rows.to(slope.dtype)), weights)
+            if slope is None:
+                slope = attention.softmax_of(logs, dim)
+                slope = slope if rows is None else mul(slope, rows.to(slope.dtype))
+            slope = sub(slope, weights)
             known = secret(gradient).fact("constant")
             if known is None:
                 slope = mul(slope, gradient.unsqueeze(dim) if ctx.reduction == "none" else gradient)
@@ -86,7 +102,7 @@ class _CrossEntropy(torch.autograd.Function):
                 slope = wrap(scale(secret(slope), known), slope.dtype)
             if ctx.reduction == "mean":
                 slope = _divided(slope, ctx.count)
-        return slope, None, None
+        return slope, None, None, None
 
 
 def cross_entropy(
@@ -101,7 +117,8 @@ def cross_entropy(
 ) -> Tensor:
     """F.cross_entropy with public or secret targets: classes, or probabilities of the input's shape.
 
-    52 rounds and 2.6 kB a party and row of ten classes, backward included, and 3 more with secret probabilities. Secret
+    47 rounds and 2.8 kB a party and row of ten classes, backward included; 3 more with more than AT_ONCE logits, and
+    another 3 then if the target is secret probabilities. Those of a row add up to less than 2^9 at f = 16. Secret
     classes cost a look-up each (see ``encml.tensor.handlers.lookup``); each must be one, for nobody would see it else.
     """
     reduction = chosen_reduction(size_average, reduce, reduction)
@@ -121,7 +138,8 @@ def cross_entropy(
     if reduction == "mean" and not isinstance(asked.count, Tensor) and not asked.count:
         raise UnsupportedOperation("cross_entropy: all targets are ignored, a mean over them would be NaN")
     if isinstance(input, SharedTensor) and asked.whole and not transformed():
-        result: Tensor = _CrossEntropy.apply(input, asked, reduction)  # type: ignore[no-untyped-call]
+        learns = torch.is_grad_enabled() and input.requires_grad
+        result: Tensor = _CrossEntropy.apply(input, asked, reduction, learns)  # type: ignore[no-untyped-call]
         return result
     losses = -(F.log_softmax(input, dim) * asked.found()).sum(dim)
     return reduced(losses, reduction, asked.count)
@@ -201,15 +219,18 @@ def _of_secret_classes(
 
 def _of_probabilities(input: Tensor, target: Tensor, weight: Tensor | None, smoothing: float) -> _Target:
     dim = class_dim(input)
-    weights = target
+    weights, small = target, True
     if smoothing:
         weights = weights * (1 - smoothing) + smoothing / input.shape[dim]
     if weight is not None:
         weights = weights * _per_class(weight, input)
+        small = isinstance(input, SharedTensor) and not isinstance(weight, SharedTensor)
+        if isinstance(input, SharedTensor) and small:
+            small = float(weight.abs().max()) < 2.0 ** (total_bits(input.session.fraction_bits) - 1)
     count = input.numel() / input.shape[dim]
     if not isinstance(weights, SharedTensor):
         return _public(weights.detach().double(), input, count)
-    return _Target(weights, weights.sum(dim, keepdim=True), count)
+    return _Target(weights, weights.sum(dim, keepdim=True), count, small)
 
 
 def one_hot(target: SharedTensor, classes: int, dim: int, dtype: torch.dtype) -> SharedTensor:

@@ -15,6 +15,7 @@ from encml.ring.layout import from_order, to_order
 from encml.tensor.handlers.arithmetic import mul, sub
 from encml.tensor.handlers.common import as_secret, axis, session_of, supported_dtype, wrap
 from encml.tensor.handlers.linear import sum_dims
+from encml.tensor.handlers.signs import AT_ONCE
 from encml.tensor.secret import Secret, settle_all
 from encml.tensor.shared import SharedTensor, secret
 
@@ -66,7 +67,7 @@ class _Kept:
 
 
 def softmax(x: SharedTensor, dim: int, half_to_float: bool = False) -> SharedTensor:
-    """_softmax, see ``encml.mpc.functions.softmax``: 52 rounds and 2.6 kB a party for 10 entries."""
+    """_softmax, see ``encml.mpc.functions.softmax``: 50 rounds and 2.6 kB a party for 10 entries."""
     parties, f = x.session.parties, x.session.fraction_bits
 
     def values(columns: _Columns, payload: Tensor, hidden: Tensor | None) -> Secret:
@@ -81,7 +82,7 @@ def safe_softmax(x: SharedTensor, dim: int, dtype: torch.dtype | None = None) ->
 
 
 def log_softmax(x: SharedTensor, dim: int, half_to_float: bool = False) -> SharedTensor:
-    """_log_softmax: x - max - log(sum). 49 rounds for 10 entries; keeps what its backward needs."""
+    """_log_softmax: x - max - log(sum). 47 rounds for 10 entries; keeps what its backward needs."""
     parties, f = x.session.parties, x.session.fraction_bits
 
     def values(columns: _Columns, payload: Tensor, hidden: Tensor | None) -> Secret:
@@ -89,6 +90,26 @@ def log_softmax(x: SharedTensor, dim: int, half_to_float: bool = False) -> Share
         return Secret(x.session, f, payload=columns.together(logs)).keep(_SOFTMAX, _Kept(columns, weights))
 
     return _along(x, dim, values)
+
+
+def log_softmax_and_slope(
+    x: SharedTensor, dim: int, totals: SharedTensor | None
+) -> tuple[SharedTensor, SharedTensor] | None:
+    """``log_softmax``, and the softmax times ``totals`` (of size 1 along ``dim``) in the same rounds.
+
+    None where something is hidden, or where there is so much that the rounds saved are not worth the bytes.
+    """
+    held, session = secret(x), x.session
+    if held.fact(HIDDEN) is not None or not 0 < x.numel() <= AT_ONCE or not x.dtype.is_floating_point:
+        return None
+    columns, f = _Columns.of(x, dim), session.fraction_bits
+    settle_all(held, *(() if totals is None else (secret(totals),)))
+    payload, rows = columns.apart(held.settle().at_bits(f)), None
+    if totals is not None:
+        rows = _Columns.of(totals, dim).apart(secret(totals).settle().at_bits(f))[:, 0]
+    logs, weights, slope = protocol.log_softmax_and_slope(session.parties, payload, f, rows)
+    found = Secret(session, f, payload=columns.together(logs)).keep(_SOFTMAX, _Kept(columns, weights))
+    return wrap(found, x.dtype), wrap(Secret(session, f, payload=columns.together(slope)), x.dtype)
 
 
 def _along(x: SharedTensor, dim: int, values: Callable[[_Columns, Tensor, Tensor | None], Secret]) -> SharedTensor:

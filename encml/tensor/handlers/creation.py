@@ -17,7 +17,9 @@ from encml.tensor.shared import SharedTensor, secret
 
 def full_like(x: SharedTensor, value: Number, *, dtype: torch.dtype | None = None, **_: object) -> SharedTensor:
     """full_like"""
-    return _constant(x, secret(x).terms[0], value, dtype)
+    held = secret(x)
+    layout = held.terms[0] if held.made else torch.empty_strided(x.shape, x.stride(), dtype=torch.int64)
+    return _constant(x, layout, value, dtype)
 
 
 def fill(x: SharedTensor, value: Tensor | Number) -> SharedTensor:
@@ -57,7 +59,7 @@ def _constant(x: SharedTensor, layout: Tensor, value: Number, dtype: torch.dtype
     dtype, session = dtype or x.dtype, x.session
     integer, bits = term(as_number(value, dtype), session.fraction_bits)
     shares = [torch.full_like(layout, int(share)) for share in public(session.parties, integer)]
-    return wrap(Secret(session, bits, payload=stack(shares)).keep("constant", value), dtype)
+    return wrap(Secret(session, bits, payload=stack(shares).to(session.parties.device)).keep("constant", value), dtype)
 
 
 def linspace(start: Operand, end: Operand, steps: int, *, dtype: torch.dtype | None = None, **_: object) -> Tensor:

@@ -18,8 +18,9 @@ from encml.tensor.handlers.arithmetic import add, add_secrets, mul, scale, sub
 from encml.tensor.handlers.choosing import clamp
 from encml.tensor.handlers.common import as_secret, by_public, session_of, wrap
 from encml.tensor.handlers.linear import mean_all, sum_all, sum_dims
-from encml.tensor.secret import Secret
-from encml.tensor.shared import SharedTensor, secret
+from encml.tensor.public import factor as public_factor
+from encml.tensor.secret import Deferred, Secret, fits, settle_all
+from encml.tensor.shared import SharedTensor, around, secret
 
 NONE, MEAN = 0, 1
 
@@ -31,9 +32,25 @@ def reduced(values: SharedTensor, reduction: int) -> SharedTensor:
     return mean_all(values) if reduction == MEAN else sum_all(values)
 
 
+def looked_at(total: SharedTensor, factor: float) -> SharedTensor:
+    """A sum times a public number: what that costs is paid if somebody looks, for most losses are only derived from."""
+    if fits(secret(total), *public_factor(factor, total.session.fraction_bits)):
+        return wrap(scale(secret(total), factor), total.dtype)
+    return around(Deferred(total.session, lambda: scale(secret(total), factor)), total, total.dtype)
+
+
+def _times(slope: Tensor, gradient: Tensor) -> SharedTensor:
+    """slope * gradient; no product where the gradient is a number that everybody knows, as for ``loss.backward()``."""
+    known = secret(gradient).fact("constant") if isinstance(gradient, SharedTensor) else None
+    if known is None or not isinstance(slope, SharedTensor) or gradient.ndim:
+        return mul(slope, gradient)
+    dtype = torch.promote_types(slope.dtype, gradient.dtype)
+    return wrap(secret(slope) if known == 1 else scale(secret(slope), known), dtype)
+
+
 def _shared_out(gradient: Tensor, slope: Tensor, reduction: int) -> SharedTensor:
     """gradient * slope, over the number of elements for a mean."""
-    product = mul(slope, gradient)
+    product = _times(slope, gradient)
     if reduction != MEAN or not slope.numel():
         return product
     return wrap(scale(secret(product), 1.0 / slope.numel()), product.dtype)
@@ -64,15 +81,22 @@ def _recall(what: str, x: Tensor, y: Tensor, setting: Any) -> SharedTensor | Non
 
 
 def mse_loss(x: Tensor, y: Tensor, reduction: int = MEAN) -> SharedTensor:
-    """mse_loss: pending; 3 rounds and 8.75 B a party for all once it is settled."""
+    """mse_loss: pending; 3 rounds and 8.75 B a party for all once it is settled, 3 more for a mean over no power of 2.
+
+    x and y are settled, for backward asks for their difference again.
+    """
+    settle_all(*(secret(t) for t in (x, y) if isinstance(t, SharedTensor)))
     difference = sub(x, y)
-    return reduced(mul(difference, difference), reduction)
+    squares = mul(difference, difference)
+    if reduction != MEAN or not squares.numel():
+        return reduced(squares, reduction)
+    return looked_at(sum_all(squares), 1.0 / squares.numel())
 
 
 def mse_loss_backward(gradient: Tensor, x: Tensor, y: Tensor, reduction: int) -> SharedTensor:
     """mse_loss_backward: 2 (x - y) g, divided by the number of elements for a mean."""
     difference = sub(x, y)
-    scaled = mul(difference, gradient)
+    scaled = _times(difference, gradient)
     factor = 2.0 / difference.numel() if reduction == MEAN and difference.numel() else 2
     return wrap(scale(secret(scaled), factor), torch.promote_types(x.dtype, y.dtype))
 
