@@ -68,6 +68,7 @@ class Cluster:
         timeout: float = 10.0,
         connect_timeout: float = 30.0,
         fraction_bits: int = 16,
+        comparison_bits: int | None = None,
     ) -> Cluster:
         """Three processes on this machine, on free ports.
 
@@ -83,7 +84,12 @@ class Cluster:
         if not path.exists():
             place.mkdir(parents=True, exist_ok=True)
             config = local_config(
-                place, threads=threads, timeout=timeout, connect_timeout=connect_timeout, fraction_bits=fraction_bits
+                place,
+                threads=threads,
+                timeout=timeout,
+                connect_timeout=connect_timeout,
+                fraction_bits=fraction_bits,
+                comparison_bits=comparison_bits,
             )
             write_config(config, path)
         cluster = cls(path, auto_managed=True)

@@ -36,7 +36,13 @@ _PORTS = range(15_000, 32_000)
 
 
 def local_config(
-    folder: Path, *, threads: int = 1, timeout: float = 10.0, connect_timeout: float = 30.0, fraction_bits: int = 16
+    folder: Path,
+    *,
+    threads: int = 1,
+    timeout: float = 10.0,
+    connect_timeout: float = 30.0,
+    fraction_bits: int = 16,
+    comparison_bits: int | None = None,
 ) -> ClusterConfig:
     """A cluster on free ports of this machine, with its keys and store in ``folder``."""
     ports = free_ports(2 * PARTIES)
@@ -51,6 +57,7 @@ def local_config(
         connect_timeout=connect_timeout,
         threads=threads,
         fraction_bits=fraction_bits,
+        comparison_bits=comparison_bits,
     )
 
 

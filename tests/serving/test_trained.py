@@ -33,6 +33,7 @@ from encml.serving import (
     trained_shares,
 )
 from encml.serving.model_store import party_file
+from encml.tensor.shared import secret
 
 torch.manual_seed(5)
 NETWORK_A = network_a()
@@ -255,6 +256,15 @@ def command(*words: str | Path | int) -> str:
     return f"{result.exit_code}: {result.output}"
 
 
+def in_process_bytes(model: nn.Module, x: Tensor, bits: int | None) -> int:
+    """What predictions cost all parties, in sessions of such a declared range."""
+    session = Session(LocalTransport(), comparison_bits=bits)
+    shared, secrets = encml.share(model, session=session), encml.share(x, session=session)
+    with torch.no_grad(), session.ledger.measure() as spent:
+        secret(shared(secrets)).settle()
+    return spent[0].bytes
+
+
 def test_three_parties_train_install_and_serve(tmp_path: Path) -> None:
     """Every party's program, its own file in its own store, three TLS processes, and a client."""
     weights, operations = three_parties_train(tmp_path, 1)
@@ -265,7 +275,7 @@ def test_three_parties_train_install_and_serve(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = model(x)
     files = [party_file(tmp_path / f"at-{rank}", rank) for rank in range(3)]
-    cluster = Cluster.local(tmp_path / "cluster", timeout=5.0)
+    cluster = Cluster.local(tmp_path / "cluster", timeout=5.0, comparison_bits=24)
     config = tmp_path / "cluster" / "cluster.yaml"
     # A party's own file only, before its server runs and while it does.
     with pytest.raises(ServingError, match="shares of party 0, expected those of party 1"):
@@ -277,6 +287,10 @@ def test_three_parties_train_install_and_serve(tmp_path: Path) -> None:
             assert command("install", files[rank], "-c", config, "-r", rank).startswith("0: ")
         assert "'digits' is served" in command("serve", "-c", config, "--model", "digits")
         scores = client.query_model(x, "digits")
+        assert client.last_cost is not None
+        # Weights that nobody knows have no bounds: what the cluster's file declares holds for them.
+        assert abs(sum(client.last_cost.sent_bytes) - in_process_bytes(model, x, 24)) <= 1000
+        assert sum(client.last_cost.sent_bytes) < 0.85 * in_process_bytes(model, x, None)
         assert float((scores - expected).abs().max()) < 1e-3
         clear = expected.topk(2).values.diff().abs().squeeze() > 2e-3
         assert clear.sum() > 30
