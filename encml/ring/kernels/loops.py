@@ -209,12 +209,17 @@ def window_dots(
     lanes: Array, out: Array, out_first: int, out_row: int,
 ) -> None:  # fmt: skip
     """out[row r, tap t] += the sum over places v of upstream[row r, place v] * x[place v + tap t]."""
+    all_full = 1
+    for width in lanes:
+        if width < LANES:
+            all_full = 0
     for v in range(0, len(places), _NEAR):
+        count = min(_NEAR, len(places) - v)
         for r in range(0, rows, DOT_ROWS):
             for t in range(0, len(taps), DOT_COLUMNS):
                 dots(
                     upstream, first + r * row, row, min(DOT_ROWS, rows - r), upstream_places, x, 0, taps, t,
-                    min(DOT_COLUMNS, len(taps) - t), places, lanes, v, min(_NEAR, len(places) - v), out,
+                    min(DOT_COLUMNS, len(taps) - t), places, lanes, v, all_full * count, count, out,
                     out_first + r * out_row + t, out_row,
                 )  # fmt: skip
 

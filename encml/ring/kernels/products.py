@@ -98,6 +98,6 @@ def multiply_dots(
                     for j in range(left, right, DOT_COLUMNS):
                         dots(
                             x, b * x_steps[0] + i * x_steps[1] + top, x_steps[1], min(DOT_ROWS, m - i), places, y,
-                            b * y_steps[0] + top, starts, j, min(DOT_COLUMNS, right - j), places, lanes, 0, vectors,
-                            out, b * out_steps[0] + i * out_steps[1] + j, out_steps[1],
+                            b * y_steps[0] + top, starts, j, min(DOT_COLUMNS, right - j), places, lanes, 0,
+                            here // LANES, vectors, out, b * out_steps[0] + i * out_steps[1] + j, out_steps[1],
                         )  # fmt: skip

@@ -11,6 +11,7 @@ images. Where a tile reaches beyond the last row or column, it repeats that one 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
 from typing import Any
 
 import torch
@@ -63,7 +64,7 @@ class _Code:
         """0, 1, ... ``count`` - 1, none above ``limit`` - 1."""
         last = self.builder.sub(limit, ir.Constant(_WORD, 1))
         numbers = [ir.Constant(_WORD, i) for i in range(count)]
-        return [self.builder.select(self.builder.icmp_signed("<", i, last), i, last) for i in numbers]
+        return [self.least(i, last) for i in numbers]
 
     def first(self, lanes: _Value) -> _Value:
         """Flags of the first ``lanes`` places of a vector."""
@@ -73,6 +74,15 @@ class _Code:
         kind = ir.FunctionType(_VECTOR, [pointer.type, ir.IntType(32), _FLAGS, _VECTOR])
         load = cgutils.get_or_insert_function(self.builder.module, kind, "llvm.masked.load.v8i64.p0")
         return self.builder.call(load, [pointer, _ALIGNED, flags, _NONE])
+
+    def vectors(self, pointers: list[_Value], masks: list[_Value] | None) -> list[_Value]:
+        """What is at each place; where masks say so, with zeros for what is not read."""
+        if masks is None:
+            return [self.builder.load(pointer, align=8, typ=_VECTOR) for pointer in pointers]
+        return [self.masked_load(pointer, mask) for pointer, mask in zip(pointers, masks, strict=True)]
+
+    def least(self, x: _Value, y: _Value) -> _Value:
+        return self.builder.select(self.builder.icmp_signed("<", x, y), x, y)
 
     def masked_store(self, value: _Value, pointer: _Value, flags: _Value) -> None:
         kind = ir.FunctionType(ir.VoidType(), [_VECTOR, pointer.type, ir.IntType(32), _FLAGS])
@@ -136,14 +146,24 @@ def gather(
         for r in range(ROWS):
             for v in range(VECTORS):
                 builder.store(code.masked_load(target[r][v], builder.and_(inside[v], before)), sums[r][v])
-        with cgutils.for_range(builder, steps, intp=_WORD) as loop:
-            shift = code.word(table, loop.index)
-            values = [code.masked_load(code.at(start, shift), lane) for start, lane in zip(seen, inside, strict=True)]
-            along = number(loop.index, a_step)
-            for r in range(ROWS):
-                weight = code.splat(code.word(factor[r], along))
-                for v in range(VECTORS):
-                    code.multiply_add(sums[r][v], weight, values[v])
+
+        def walk(masks: list[_Value] | None) -> None:
+            with cgutils.for_range(builder, steps, intp=_WORD) as loop:
+                shift = code.word(table, loop.index)
+                values = code.vectors([code.at(start, shift) for start in seen], masks)
+                along = number(loop.index, a_step)
+                for r in range(ROWS):
+                    weight = code.splat(code.word(factor[r], along))
+                    for v in range(VECTORS):
+                        code.multiply_add(sums[r][v], weight, values[v])
+
+        # Loads without a mask are faster, and most tiles need none.
+        narrowest = reduce(code.least, (code.word(width, v) for v in vector))
+        with builder.if_else(builder.icmp_signed("<", narrowest, ir.Constant(_WORD, LANES))) as (some, all_):
+            with some:
+                walk(inside)
+            with all_:
+                walk(None)
         for r in range(ROWS):
             for v in range(VECTORS):
                 code.masked_store(builder.load(sums[r][v], typ=_VECTOR), target[r][v], inside[v])
@@ -155,22 +175,22 @@ def gather(
 @_intrinsic
 def dots(
     typing: Any, a: Any, a_first: Any, a_row: Any, rows: Any, a_places: Any, x: Any, x_first: Any, taps: Any, tap: Any,
-    count: Any, places: Any, lanes: Any, first: Any, vectors: Any, out: Any, out_first: Any, out_row: Any,
+    count: Any, places: Any, lanes: Any, first: Any, full: Any, vectors: Any, out: Any, out_first: Any, out_row: Any,
 ) -> Any:  # fmt: skip
     """out[row r, t] += the sum over vectors v, and their elements, of a[row r, v] * x[tap t, v].
 
     r up to ``rows``, t from ``tap`` for ``count``, v from ``first`` for ``vectors``:
     a[a_first + r * a_row + a_places[v]] and x[x_first + taps[t] + places[v]], with as many elements from there on as
-    lanes[v] says; out[out_first + r * out_row + t'] with t' counted from 0.
+    lanes[v] says, and of the first ``full`` vectors all 8; out[out_first + r * out_row + t'] with t' counted from 0.
     """
     _check_layout(a, a_places, x, taps, places, lanes, out)
     kinds = (a, *(types.int64,) * 3, a_places, x, types.int64, taps, *(types.int64,) * 2, places, lanes)
-    signature = types.void(*kinds, *(types.int64,) * 2, out, *(types.int64,) * 2)
+    signature = types.void(*kinds, *(types.int64,) * 3, out, *(types.int64,) * 2)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         code = _Code(context, builder)
         (a_, a_first, a_row, rows, a_places_, x_, x_first, taps_, tap, count) = arguments[:10]
-        (places_, lanes_, first, vectors, out_, out_first, out_row) = arguments[10:]
+        (places_, lanes_, first, full, vectors, out_, out_first, out_row) = arguments[10:]
         number, add_to = builder.mul, builder.add
         left, right, result = code.pointer(a, a_), code.pointer(x, x_), code.pointer(out, out_)
         table, width = code.pointer(taps, taps_), code.pointer(lanes, lanes_)
@@ -182,14 +202,21 @@ def dots(
         sums = code.accumulators(DOT_ROWS, DOT_COLUMNS)
         for total in (total for totals in sums for total in totals):
             builder.store(_NONE, total)
-        with cgutils.for_range(builder, vectors, intp=_WORD) as loop:
-            v = add_to(first, loop.index)
-            inside, one, two = code.first(code.word(width, v)), code.word(a_starts, v), code.word(starts, v)
-            weights = [code.masked_load(code.at(start, one), inside) for start in factor]
-            values = [code.masked_load(code.at(start, two), inside) for start in seen]
+
+        def step(v: _Value, inside: _Value | None) -> None:
+            one, two = code.word(a_starts, v), code.word(starts, v)
+            masks = None if inside is None else [inside] * _SIDE
+            weights = code.vectors([code.at(start, one) for start in factor], masks)
+            values = code.vectors([code.at(start, two) for start in seen], masks)
             for r in range(DOT_ROWS):
                 for t in range(DOT_COLUMNS):
                     code.multiply_add(sums[r][t], weights[r], values[t])
+
+        with cgutils.for_range(builder, full, intp=_WORD) as loop:
+            step(add_to(first, loop.index), None)
+        with cgutils.for_range(builder, builder.sub(vectors, full), intp=_WORD) as loop:
+            v = add_to(add_to(first, full), loop.index)
+            step(v, code.first(code.word(width, v)))
         targets = [[code.at(start, t) for t in column] for start in line]
         before = [[builder.load(place, typ=_WORD) for place in places] for places in targets]
         for r in range(DOT_ROWS):
