@@ -37,7 +37,8 @@ class _Cell:
 
     ``facts``: what has been worked out about these contents (their signs, say), so that nothing is computed twice; gone
     when they are written over. ``maker``: the job that gives the contents, where that is put off: terms, fraction_bits
-    and pending are not there until then, and asking for them has it done. ``reader``: the last job that needs them.
+    and pending are not there until then, and asking for them has it done. ``reader``: the last job that needs the
+    contents; ``watcher``: that needs the memory which they lie in now, whatever takes their place.
     """
 
     terms: Tensor
@@ -46,6 +47,7 @@ class _Cell:
     facts: dict[str, Any] = field(default_factory=dict)
     maker: Job | None = None
     reader: Job | None = None
+    watcher: Job | None = None
     session: Session | None = None
 
     @property
@@ -234,7 +236,9 @@ class Secret:
 
     def overwrite(self, source: Secret) -> None:
         """Take the value of ``source``, settled and broadcast, in place: views and what this is a view of see it."""
-        self._let_readers_read()
+        _wait_for(self.session, self._cell.reader)
+        if self._look is not None:
+            _wait_for(self.session, self._cell.watcher)
         payload, cell = source.payload, self._cell
         same = self._look is None and source._look is None and memory_order(self.terms) == memory_order(source.terms)
         cell.facts = dict(source._cell.facts) if same and self.shape == source.shape else {}
@@ -248,60 +252,79 @@ class Secret:
         shift = self.fraction_bits - source.fraction_bits
         self.terms.copy_(_pad(payload << shift if shift else payload, self.terms.ndim))
 
-    def update_later(self, inputs: Sequence[Secret], f: Callable[[Secret], Secret]) -> None:
-        """``overwrite`` with f of what this holds now and of ``inputs``, once somebody looks. Views see it.
+    def update_later(self, inputs: Sequence[Secret], f: Callable[..., Secret]) -> None:
+        """``overwrite`` with f(what this holds now, *inputs as they are now), once somebody looks. Views see it.
 
         f may communicate, beside other updates; its result fits into this secret's shape. For secrets that are their
         ``whole_memory``, and not among the inputs.
         """
-        self._let_readers_read()
+        _wait_for(self.session, self._cell.reader)
         cell, session = self._cell, self.session
         held: list[_Cell] = []
+        given, after = _as_they_are(inputs)
 
         def do() -> None:
             if not held:
                 held.append(cell.taken())
             before = _on(session, held[0])
-            result = f(before)
+            result = f(before, *given)
             payload = result.payload
             terms = before.room(before.shape, before.terms.stride()[1:])
             terms.copy_(_pad(payload, terms.ndim))
             cell.fill(terms, result.fraction_bits, False)
 
-        maker = session.later.put_off(do, [cell.maker, *_jobs_before(inputs)])
+        maker = session.later.put_off(do, [cell.maker, *after])
         if cell.made:
             held.append(cell.taken())
         cell.maker, cell.session, cell.facts = maker, session, {}
-        for value in inputs:
-            value._cell.reader = maker
-
-    def _let_readers_read(self) -> None:
-        """Before this is written over, whatever was put off and needs what it holds now is done."""
-        reader = self._cell.reader
-        if reader is not None and not reader.done:
-            self.session.catch_up()
+        _mark(inputs, given, maker)
 
 
-def put_off(session: Session, inputs: Sequence[Secret], make: Callable[[], Secret]) -> Secret:
-    """What ``make`` gives of ``inputs``, once somebody looks; it may communicate, beside other jobs."""
+def put_off(session: Session, inputs: Sequence[Secret], make: Callable[..., Secret]) -> Secret:
+    """make(*inputs as they are now), once somebody looks; it may communicate, beside other jobs."""
     cell = _Cell(_NOTHING, 0, False)
     cell.taken()
+    given, after = _as_they_are(inputs)
 
     def do() -> None:
-        made = make()
+        made = make(*given)
         cell.fill(made.terms, made.fraction_bits, made.pending)
 
-    cell.maker, cell.session = session.later.put_off(do, _jobs_before(inputs)), session
-    for value in inputs:
-        value._cell.reader = cell.maker
+    cell.maker, cell.session = session.later.put_off(do, after), session
+    _mark(inputs, given, cell.maker)
     return _on(session, cell)
 
 
-def _jobs_before(inputs: Sequence[Secret]) -> list[Job | None]:
-    """What must be done before a job reads ``inputs``; two that settle the same do so one after the other."""
-    makers = [value._cell.maker for value in inputs]
-    readers = [value._cell.reader for value in inputs if not (value.made and not value.pending and value.excess <= 0)]
-    return makers + readers
+def _as_they_are(inputs: Sequence[Secret]) -> tuple[list[Secret], list[Job | None]]:
+    """The inputs for a job, and what must be done before it.
+
+    Settled ones stay what they are, whatever is put into their place; the others are settled by the job where they are,
+    and by two jobs one after the other.
+    """
+    given, after = [], []
+    for value in inputs:
+        cell = value._cell
+        if value.made and not value.pending and value.excess <= 0:
+            given.append(_on(value.session, _Cell(value.terms, value.fraction_bits, False)))
+        else:
+            given.append(value)
+            after += [cell.maker, cell.reader]
+    return given, after
+
+
+def _mark(inputs: Sequence[Secret], given: Sequence[Secret], job: Job) -> None:
+    """Tell the inputs' memory which job needs it."""
+    for value, held in zip(inputs, given, strict=True):
+        if held is value:
+            value._cell.reader = job
+        else:
+            value._cell.watcher = job
+
+
+def _wait_for(session: Session, job: Job | None) -> None:
+    """Before something is written over, what was put off and needs it is done."""
+    if job is not None and not job.done:
+        session.catch_up()
 
 
 def _on(session: Session, cell: _Cell) -> Secret:

@@ -186,10 +186,10 @@ def secret(tensor: Tensor) -> Secret:
     return tensor._secret
 
 
-def around(value: Secret, like: Tensor, dtype: torch.dtype) -> SharedTensor:
-    """A SharedTensor of the shape and strides of ``like`` around a secret that need not be there yet."""
+def around(value: Secret, like: Tensor, dtype: torch.dtype, stride: Sequence[int] | None = None) -> SharedTensor:
+    """A SharedTensor like ``like``, or with other strides, around a secret that need not be there yet."""
     tensor: Any = torch.Tensor._make_wrapper_subclass(
-        SharedTensor, like.shape, strides=like.stride(), dtype=dtype, device=CPU
+        SharedTensor, like.shape, strides=like.stride() if stride is None else stride, dtype=dtype, device=CPU
     )
     tensor._secret = value
     result: SharedTensor = tensor

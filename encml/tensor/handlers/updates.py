@@ -6,7 +6,7 @@ numbers are looked at when the operator is called, as ever.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -45,7 +45,7 @@ def mul_(x: Tensor, y: Operand) -> Tensor:
         secret(y).settle()
         return _updated(x, y, lambda before, by: secret(mul(wrap(before, x.dtype), wrap(by, x.dtype))))
     if not isinstance(y, Tensor) and _sends(x, x, y):
-        return _updated(x, None, lambda before, _: scale(before, y))
+        return _updated(x, None, lambda before: scale(before, y))
     return _MUL(x, y)
 
 
@@ -53,20 +53,37 @@ def weighted_sum(x: Operand, y: Operand, alpha: Number = 1) -> SharedTensor:
     """add.Tensor: x + alpha * y. Put off where alpha is a fraction and both are tensors of one shape."""
     if not (isinstance(x, SharedTensor) and isinstance(y, SharedTensor) and _is_fraction(alpha)):
         return add(x, y, alpha)
-    if not (_can_wait(x, y) and x.shape == y.shape and x.is_contiguous() and y.is_contiguous()):
+    if not (x.shape == y.shape and x.session is y.session and x.dtype.is_floating_point and y.dtype.is_floating_point):
         return add(x, y, alpha)
     one, other = secret(x), secret(y)
     factor(alpha, x.session.fraction_bits)
-    value = put_off(x.session, [one, other], lambda: _weighted(one, other, alpha))
-    return around(value, x, result_dtype(x, y))
+    stride = torch.add(_blank(x), _blank(y)).stride()
+    value = put_off(x.session, [one, other], lambda a, b: _laid_out(_weighted(a, b, alpha), stride))
+    return around(value, x, result_dtype(x, y), stride)
 
 
 def copied(x: SharedTensor, *, memory_format: torch.memory_format | None = None) -> SharedTensor:
     """clone; put off if what is copied was."""
     held = secret(x)
-    if held.made or not x.is_contiguous() or memory_format not in (None, torch.preserve_format):
+    if held.made:
         return clone(x, memory_format=memory_format)
-    return around(put_off(x.session, [held], lambda: held.linear(torch.clone)), x, x.dtype)
+    stride = _blank(x).clone(memory_format=memory_format or torch.preserve_format).stride()
+    value = put_off(x.session, [held], lambda source: _laid_out(source.linear(torch.clone), stride))
+    return around(value, x, x.dtype, stride)
+
+
+def _blank(x: Tensor) -> Tensor:
+    """What PyTorch tells strides by."""
+    return torch.empty_strided(x.shape, x.stride(), device="meta")
+
+
+def _laid_out(value: Secret, stride: Sequence[int]) -> Secret:
+    """The secret with every term laid out with these strides."""
+    terms = value.terms
+    if terms.stride()[1:] == tuple(stride):
+        return value
+    span = max(1, 1 + sum((n - 1) * step for n, step in zip(terms.shape[1:], stride, strict=True)))
+    return value.like(terms.new_empty_strided(terms.shape, (span, *stride)).copy_(terms))
 
 
 def _weighted(x: Secret, y: Secret, number: Number) -> Secret:
@@ -83,12 +100,8 @@ def _weighted(x: Secret, y: Secret, number: Number) -> Secret:
     return add_secrets(x, Secret(x.session, x.session.fraction_bits, payload=payload))
 
 
-def _updated(x: Tensor, y: SharedTensor | None, f: Callable[[Secret, Secret], Secret]) -> Tensor:
-    target, other = secret(x), None if y is None else secret(y)
-    if other is None:
-        target.update_later([], lambda before: f(before, before))
-    else:
-        target.update_later([other], lambda before: f(before, other))
+def _updated(x: Tensor, y: SharedTensor | None, f: Callable[..., Secret]) -> Tensor:
+    secret(x).update_later([] if y is None else [secret(y)], f)
     return x
 
 
@@ -121,6 +134,11 @@ PATIENT = frozenset(
         torch.ops.aten.sub_.Tensor,
         torch.ops.aten.mul_.Tensor,
         torch.ops.aten.add.Tensor,
+        torch.ops.aten.sub.Tensor,
+        torch.ops.aten.mul.Tensor,
+        torch.ops.aten.mul.Scalar,
+        torch.ops.aten.neg.default,
+        torch.ops.aten.zeros_like.default,
         torch.ops.aten.clone.default,
         torch.ops.aten.detach.default,
         torch.ops.aten.alias.default,
