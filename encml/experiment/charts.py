@@ -90,6 +90,9 @@ Curve = Sequence[tuple[int, float]]
 def accuracy_curves(secret: Curve, plain: Curve) -> str:
     """Accuracy (0 to 1) by step, on secrets beside plaintext (empty: alone), as inline SVG."""
     figure, axes = _figure("step")
+    if len(secret) > 2:
+        # What the first weights give would leave no room for what is learned.
+        plain = [(step, value) for step, value in plain if step >= secret[0][0]]
     _curves(axes, secret, plain)
     axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
     low = min(value for _, value in [*secret, *plain])

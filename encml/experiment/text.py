@@ -27,11 +27,13 @@ def bytes_text(count: float) -> str:
 
 
 def seconds_text(seconds: float) -> str:
-    """A duration for people: 12 ms, 3.4 s, 2:05 min."""
+    """A duration for people: 12 ms, 234 ms, 3.4 s, 2:05 min."""
     if 0 < seconds < 0.00095:
         return "< 1 ms"
     if seconds < 0.0995:
         return f"{1000 * seconds:.2g} ms"
+    if 0.0995 <= seconds < 0.9995:
+        return f"{1000 * seconds:.0f} ms"
     if seconds < 99.5:
         return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
     return f"{round(seconds) // 60}:{round(seconds) % 60:02d} min"

@@ -243,10 +243,12 @@ def test_costs_come_in_the_order_of_their_bytes() -> None:
 
 def test_figures_for_people() -> None:
     assert [bytes_text(x) for x in (0, 950, 12_345, 4.56e6, 3.2e9)] == ["0 B", "950 B", "12.3 kB", "4.56 MB", "3.2 GB"]
-    assert [seconds_text(x) for x in (0.0, 0.0001, 0.0123, 3.44, 42.4, 125.2, 119.6)] == [
+    assert [seconds_text(x) for x in (0.0, 0.0001, 0.0123, 0.0996, 0.2345, 3.44, 42.4, 125.2, 119.6)] == [
         "0 ms",
         "< 1 ms",
         "12 ms",
+        "100 ms",
+        "234 ms",
         "3.4 s",
         "42 s",
         "2:05 min",
