@@ -102,7 +102,7 @@ def section(metrics: TrainingMetrics, config: TrainingConfig) -> str:
         f"{seconds_text(sum(metrics.seconds.values()))} in all."
     )
     if metrics.privacy.epsilon is not None:
-        told += f" {metrics.privacy.sentence} The plaintext training beside it has no noise."
+        told += f" {metrics.privacy.sentence}"
     title = f"Network {metrics.network[-1].upper()}" + (" under DP-SGD" if metrics.privacy.epsilon is not None else "")
     return "\n".join(
         [f"## {title}", "", "```sh", command(config), "```", "", *textwrap.wrap(told, 120), "", *images, ""]
