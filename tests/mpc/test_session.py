@@ -82,3 +82,24 @@ def test_the_ledger_is_that_of_the_transport() -> None:
 
 def test_repr_shows_no_secret() -> None:
     assert repr(Session(seed=12345)) == "Session(parties here: (0, 1, 2), fraction_bits=16)"
+
+
+@pytest.mark.parametrize(("fraction_bits", "comparison_bits"), [(16, 19), (16, 65), (24, 27), (8, 0)])
+def test_declared_ranges_without_whole_bits_or_beyond_the_ring_are_refused(
+    fraction_bits: int, comparison_bits: int
+) -> None:
+    with pytest.raises(
+        ConfigError, match=f"comparison_bits: found {comparison_bits}, allowed {fraction_bits + 4} to 64"
+    ):
+        Session(fraction_bits=fraction_bits, comparison_bits=comparison_bits)
+
+
+def test_bits_of_comparisons() -> None:
+    """Twice the range at f fraction bits, or what is declared, and one more for a difference; never more than 64."""
+    whole, declared = Session(), Session(comparison_bits=32)
+    assert [whole.compared_bits(bits, difference=d) for bits in (0, 16, 32, 40) for d in (True, False)] == [
+        *(48, 48, 48, 48, 64, 64, 64, 64)
+    ]
+    assert [declared.compared_bits(bits, difference=d) for bits in (0, 16, 32, 60) for d in (True, False)] == [
+        *(33, 32, 33, 32, 49, 48, 64, 64)
+    ]

@@ -110,7 +110,7 @@ def chosen(*terms: tuple[Mask, Secret], operation: str) -> Secret:
 def below(*questions: tuple[Side, Side], operation: str = "compare") -> list[Mask]:
     """For each (left, right) the mask [left < right], broadcast; what is not known already, in one batch.
 
-    8 rounds and, in 48 bits, 16.6 B a party and element and question; with a declared range of 32 bits 7 rounds and
+    8 rounds and, in 48 bits, 16.7 B a party and element and question; with a declared range of 32 bits 7 rounds and
     10.8 B; nothing where the bits were kept. Numbers are rounded as sharing rounds, so that share(x) == x. A pending
     product is compared in 8 rounds at 28 B; it is settled in the same rounds, if it is compared with something public,
     and before, which makes 11 rounds and 25.4 B, if it has more than AT_ONCE elements. A difference never is.
