@@ -66,8 +66,10 @@ class PrivateTraining:
     noise_keys: 16 bytes for each party in this process, secret to it, from which its noise of every step is derived, so
         that a step repeated after a resumption has the same noise. Without them noise comes from the operating system.
 
-    A step adds 26 rounds to ordinary training's; bytes: see ``clipped_sums``, and 10.75 B a parameter and party in
-    place of 8.75 B. Raises PrivacyError for layers, parameters and sizes that it cannot make private.
+    A step adds some 26 rounds to ordinary training's, 28 in ``step()`` (30 where the last errors are not settled yet).
+    Bytes: see ``clipped_sums``, and 10.75 B a parameter and party before the optimizer's own update.
+    ``noise_keys`` are for one run: used again with other data, they would take the protection away. Raises PrivacyError
+    for layers, parameters and sizes that it cannot make private.
 
     What the loop must do: one forward pass of the whole model a step, the batch in the first dimension and each example
     in it once; a loss in which no example's term depends on another's.
