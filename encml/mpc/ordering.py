@@ -67,11 +67,11 @@ def position(parties: Parties, hot: SecretBits, operation: str = "max") -> Tenso
     k, n = hot.shape
     width = max(k - 1, 0).bit_length()
     if width == 0:
-        return torch.zeros((len(flags), n), dtype=torch.int64)
+        return torch.zeros((len(flags), n), dtype=torch.int64, device=parties.device)
     rows = torch.arange(k)
     digits = torch.stack([flags[:, (rows >> b) & 1 == 1].sum(1, dtype=torch.uint8) & 1 for b in range(width)], 1)
     ones = comparison.to_arithmetic(parties, packed(digits), operation)
-    return (ones << torch.arange(width)[:, None]).sum(1)
+    return (ones << torch.arange(width, device=parties.device)[:, None]).sum(1)
 
 
 def maximum_cost(

@@ -27,6 +27,7 @@ from encml.mpc.ordering import BYTES_A_ROUND
 from encml.mpc.parties import Parties, known
 from encml.mpc.sharing import public
 from encml.net.transport import PARTIES
+from encml.ring.devices import beside
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -48,12 +49,12 @@ class Arrangement:
 
     def pick(self, shuffled: Tensor) -> Tensor:
         """The wanted rows (S, rows, n) of a payload (S, k, n) that is shuffled already. No communication."""
-        return shuffled.gather(1, self.order.expand(len(shuffled), *self.order.shape))
+        return shuffled.gather(1, beside(shuffled, self.order).expand(len(shuffled), *self.order.shape))
 
     def undo(self, payload: Tensor, operation: str = "sort") -> Tensor:
         """(S, rows, n) back to (S, k, n), 0 where nothing was wanted. 3 rounds, 16 B a party and element of k."""
         shuffled = payload.new_zeros((len(payload), self.rows, payload.shape[2]))
-        shuffled.scatter_(1, self.order.expand(len(payload), *self.order.shape), payload)
+        shuffled.scatter_(1, beside(payload, self.order).expand(len(payload), *self.order.shape), payload)
         back = tuple(None if p is None else p.argsort(0) for p in reversed(self.passes))
         return _shuffle(self.parties, shuffled, back, operation, first=2, step=-1)
 
@@ -144,7 +145,7 @@ def _shuffle(
 
 
 def _permuted(share: Tensor, permutation: Tensor) -> Tensor:
-    return share.gather(-2, permutation.expand(share.shape))
+    return share.gather(-2, beside(share, permutation).expand(share.shape))
 
 
 def _tie_bits(k: int) -> int:

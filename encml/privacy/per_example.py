@@ -157,7 +157,8 @@ def _squares(parties: Parties, batch: Sequence[Captured], grid: Grid) -> tuple[T
             wanted.append((_whole(parties, one, grid), grid.norm_bits))
     ready = iter(_rescaled(parties, wanted, 2 * grid.fraction_bits))
 
-    total = torch.zeros((parties.here, *batch[0].activations.shape[1:2]), dtype=torch.int64)
+    shape = (parties.here, *batch[0].activations.shape[1:2])
+    total = torch.zeros(shape, dtype=torch.int64, device=parties.device)
     sizes = []
     for one in batch:
         size = next(ready) + constant(parties, total, 1), next(ready) + constant(parties, total, 1)

@@ -44,6 +44,13 @@ class There(Tensor):
         result: There = tensor
         return result
 
+    def __getitem__(self, index: Any) -> Tensor:
+        result: Tensor = super().__getitem__(_places(index))
+        return result
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        super().__setitem__(_places(index), value)
+
     def __repr__(self, *, tensor_contents: Any = None) -> str:
         return f"There(shape={tuple(self.shape)})"
 
@@ -70,6 +77,13 @@ class AnotherDevice(TorchDispatchMode):
             return func(*args, **kwargs)
         self.products += func.overloadpacket in _NO_INTEGERS
         return _worked_out(func, args, kwargs)
+
+
+def _places(index: Any) -> Any:
+    """Lists of places as tensors, which torch makes of them where no subclass can see it."""
+    if isinstance(index, tuple):
+        return tuple(map(_places, index))
+    return torch.tensor(index, dtype=torch.int64) if isinstance(index, list) else index
 
 
 def _worked_out(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:

@@ -38,6 +38,7 @@ from encml.mpc.lookup import lookup
 from encml.mpc.multiplication import product
 from encml.mpc.parties import Parties, known
 from encml.mpc.truncation import MAX_SHIFT, truncate_rows
+from encml.ring.devices import beside
 
 _TERMS = 60
 """Fraction bits of sums of products of numbers of about 1, before they are truncated."""
@@ -167,7 +168,7 @@ def _parts(
         sums = exponentials.sum(1)
     else:
         exponentials = _exp_of_minus(parties, -below[(slice(None), *places)], f, k, name)
-        sums = torch.zeros((len(payload), n), dtype=torch.int64).index_add_(1, places[1], exponentials)
+        sums = payload.new_zeros((len(payload), n)).index_add_(1, beside(payload, places[1]), exponentials)
     whole = exponentials if slope else None
     inverse, log, probabilities = _inverse_and_log(parties, sums, f, k, logarithm, name, whole, totals)
     weights = Weights(exponentials, inverse, f, (k, n), places)
@@ -180,7 +181,7 @@ def _places(kept: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _put(values: Tensor, places: tuple[Tensor, Tensor], shape: tuple[int, int]) -> Tensor:
-    result = torch.zeros((len(values), *shape), dtype=torch.int64)
+    result = values.new_zeros((len(values), *shape))
     result[(slice(None), *places)] = values
     return result
 
@@ -350,7 +351,7 @@ def _by_segment(parties: Parties, sums: Tensor, bits: int, k: int, tables: list[
     n, count, dropped = sums.shape[1], _thresholds(k), bits - _SUM_DIGITS
     shifted = (sums + constant(parties, sums, 1 << dropped)) >> dropped
     limits = torch.tensor([round(2 ** (_SUM_DIGITS + (j + 0.5) / _STEPS)) for j in range(count)])
-    against = shifted[:, None] - constant(parties, shifted, 1)[:, None] * limits[:, None]
+    against = shifted[:, None] - constant(parties, shifted, 1)[:, None] * beside(shifted, limits[:, None])
     width = 2 + math.ceil(math.log2((k + 1) << _SUM_DIGITS))
     flags = unpacked(negative(parties, against, width, name))
     planes = torch.stack([packed(flags[:, j]).plane for j in range(count)], 1)

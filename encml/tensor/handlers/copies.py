@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from encml.errors import UnsupportedOperation
+from encml.ring.devices import beside
 from encml.ring.layout import stack
 from encml.tensor.handlers.arithmetic import scale
 from encml.tensor.handlers.common import as_number, as_secret, result_dtype, session_of, supported_dtype, wrap, write
@@ -24,7 +25,9 @@ def each_term(op: Callable[..., Tensor]) -> Callable[..., SharedTensor]:
 
     def handler(x: Tensor, *args: Any, **kwargs: Any) -> SharedTensor:
         must_be_public(args)
-        return wrap(secret(x).linear(lambda terms: stack([op(term, *args, **kwargs) for term in terms])), x.dtype)
+        value = secret(x)
+        there = beside(value.terms, args)
+        return wrap(value.linear(lambda terms: stack([op(term, *there, **kwargs) for term in terms])), x.dtype)
 
     return handler
 
@@ -74,10 +77,11 @@ def moved(op: Callable[..., Tensor], *places: int) -> Callable[..., SharedTensor
         settle_all(*held.values())
         bits = max(s.fraction_bits for s in held.values())
         terms = {i: s.at_bits(bits) for i, s in held.items()}
+        there = beside(terms[places[0]], [None if i in terms else x for i, x in enumerate(args)])
 
         def part(number: int) -> Tensor:
             share = {i: t[number] if isinstance(args[i], Tensor) else int(t[number]) for i, t in terms.items()}
-            return op(*(share.get(i, x) for i, x in enumerate(args)), **kwargs)
+            return op(*(share.get(i, x) for i, x in enumerate(there)), **kwargs)
 
         return wrap(
             Secret(session, bits, payload=stack([part(k) for k in range(session.parties.shares_here)])), first.dtype

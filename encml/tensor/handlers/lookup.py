@@ -26,6 +26,7 @@ from encml.mpc.comparison import SecretBits
 from encml.mpc.flags import inverted, packed, unpacked
 from encml.mpc.sharing import public
 from encml.mpc.sorting import Arrangement
+from encml.ring.devices import beside
 from encml.ring.layout import stack
 from encml.tensor.handlers.arithmetic import add, add_secrets, mul, scale
 from encml.tensor.handlers.choosing import masked_fill
@@ -345,7 +346,7 @@ def embedding_backward(
 
         def sums(terms: Tensor) -> Tensor:
             blank = terms.new_zeros((len(terms), num_weights, width))
-            return blank.index_add_(1, flat, terms.reshape(len(terms), -1, width))
+            return blank.index_add_(1, beside(terms, flat), terms.reshape(len(terms), -1, width))
 
         result = as_secret(gradient, session).linear(sums)
         if scale_grad_by_freq:
@@ -353,7 +354,7 @@ def embedding_backward(
             result = by_public(torch.mul, result, (1 / times)[:, None])
     if padding_idx >= 0:
         keep = (torch.arange(num_weights) != padding_idx)[:, None]
-        result = result.linear(lambda terms: terms * keep)
+        result = result.linear(lambda terms: terms * beside(terms, keep))
     return wrap(result, gradient.dtype)
 
 

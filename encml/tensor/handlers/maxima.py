@@ -32,6 +32,7 @@ from encml.mpc.sharing import public
 from encml.net.transport import PARTIES
 from encml.ring import kernels
 from encml.ring.bits import words_for
+from encml.ring.devices import beside
 from encml.tensor.handlers.common import as_secret, session_of, wrap
 from encml.tensor.handlers.pooling import each, geometry
 from encml.tensor.secret import Deferred, Secret
@@ -299,7 +300,7 @@ def _put_at(scatter: Callable[..., Tensor], indices: Tensor, shape: Sequence[int
     """Public indices: terms (..., *output), each put or added at its place of (..., *size)."""
     lead = (len(terms), *shape[:-dims])
     flat = terms.new_zeros(*lead, math.prod(shape[-dims:]))
-    placed = scatter(flat, -1, indices.flatten(-dims).expand(*lead, -1), terms.flatten(-dims))
+    placed = scatter(flat, -1, beside(terms, indices).flatten(-dims).expand(*lead, -1), terms.flatten(-dims))
     return placed.view(*lead, *shape[-dims:])
 
 

@@ -27,6 +27,7 @@ from encml.mpc.multiplication import product
 from encml.mpc.session import Session
 from encml.mpc.sharing import public
 from encml.mpc.truncation import truncate, truncate_rows
+from encml.ring.devices import beside
 from encml.ring.fixed import RANGE_BITS
 from encml.ring.layout import in_memory_order
 from encml.tensor.secret import Secret, broadcast
@@ -95,7 +96,7 @@ def plus(left: Secret, right: Secret, sign: int = 1) -> Secret:
 def by(value: Secret, number: float | Tensor, bits: int) -> Secret:
     """A secret times public numbers rounded to ``bits`` bits. No communication; mind the range."""
     integers = torch.round(torch.as_tensor(number, dtype=torch.float64) * 2.0**bits).to(torch.int64)
-    return value.like(value.terms * integers, bits)
+    return value.like(value.terms * beside(value.terms, integers), bits)
 
 
 def known_at(session: Session, numbers: float | Tensor, bits: int) -> Secret:

@@ -129,7 +129,7 @@ def _index(x: SharedTensor, hot: SecretBits, shape: Sequence[int]) -> SharedTens
         places = ordering.position(session.parties, hot)
         return Secret(session, 0, payload=places.view(len(places), *shape))
 
-    blank = torch.empty((session.parties.shares_here, *shape), dtype=torch.int64)
+    blank = torch.empty((session.parties.shares_here, *shape), dtype=torch.int64, device=session.parties.device)
     index = wrap(Secret(session, 0, payload=blank), torch.int64)
     index._secret = Deferred(session, make).keep(ONE_HOT, hot)
     return index

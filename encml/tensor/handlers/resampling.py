@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from encml.ring import kernels
+from encml.ring.devices import beside
 from encml.tensor.handlers.common import as_secret, by_public, session_of, wrap
 from encml.tensor.handlers.pooling import each
 from encml.tensor.secret import Secret
@@ -86,7 +87,7 @@ class _Map:
     def _taps(self, x: Tensor, last: int) -> Iterator[tuple[tuple[int, ...], Tensor]]:
         """What each tap of dimensions 0 to ``last`` sees, in new memory: the last dimension is looked up first."""
         for tap, places in enumerate(self.tables[last].places.unbind(1)):
-            seen = x.index_select(last - len(self.tables), places)
+            seen = x.index_select(last - len(self.tables), beside(x, places))
             if last:
                 yield from (((*taps, tap), part) for taps, part in self._taps(seen, last - 1))
             else:
