@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from another_device import DEVICE, AnotherDevice
+from party_threads import run_apart
 from torch import Tensor, nn
 
 import encml
 from encml import Session, UnsupportedOperation, models
+from encml.mpc.parties import Parties
 from encml.mpc.sharing import public
+from encml.net.local import LocalTransport
+from encml.net.transport import PARTIES
 from encml.tensor.shared import secret
 
 CUDA = pytest.param(
@@ -32,12 +36,14 @@ Work = Callable[[], list[Tensor]]
 
 @contextmanager
 def there(device: torch.device | str) -> Iterator[Session]:
-    if torch.device(device).type == "cuda":
-        with Session(seed=5, device=device) as session:
-            yield session
-    else:
-        with AnotherDevice(), Session(seed=5, device=device) as session:
-            yield session
+    pretended = nullcontext() if torch.device(device).type == "cuda" else AnotherDevice()
+    with pretended, Session(LocalTransport(tap=sent_from_here), seed=5, device=device) as session:
+        yield session
+
+
+def sent_from_here(source: int, destination: int, payload: Tensor, operation: str) -> None:
+    """What travels is in the processor's memory, or sockets could not take it."""
+    assert payload.device.type == "cpu", f"{operation} sends from {payload.device}"
 
 
 def payloads(work: Work, device: torch.device | str | None = None) -> list[Tensor]:
@@ -97,8 +103,8 @@ def test_what_is_shared_lies_there_and_is_revealed_here(device: torch.device | s
         lambda x, y: (x @ data(6, 6, seed=4)) * torch.arange(6),
     ],
     ids=[
-        "product", "matmul", "relu", "where", "softmax", "layer norm", "curves", "division", "sort", "argmax", "indices",
-        "gelu", "sums", "public factors",
+        "product", "matmul", "relu", "where", "softmax", "layer norm", "curves", "division", "sort", "argmax",
+        "indices", "gelu", "sums", "public factors",
     ],
 )  # fmt: skip
 def test_functions(f: Callable[[Tensor, Tensor], Tensor], device: torch.device | str) -> None:
@@ -114,7 +120,8 @@ def test_convolutions_and_pooling_with_gradients(groups: int, device: torch.devi
         y = F.conv2d(x, weight, stride=2, padding=1, groups=groups)
         z = F.avg_pool2d(F.max_pool2d(y, 2), 2) + F.conv_transpose2d(y[:, :4], data(4, 6, 1, 1)).mean()
         z.sum().backward()  # type: ignore[no-untyped-call]
-        assert x.grad is not None and weight.grad is not None
+        assert x.grad is not None
+        assert weight.grad is not None
         return [z, x.grad, weight.grad]
 
     same(work, device)
@@ -155,6 +162,30 @@ def test_inference(device: torch.device | str) -> None:
     same(work, device)
 
 
+def test_parties_apart_hold_the_same_shares_wherever_these_lie() -> None:
+    """Party 1's lie elsewhere, the others' do not."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.MaxPool2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(18, 3))
+    work = step(model, data(2, 1, 8, 8), torch.tensor([2, 0]), encml.optim.Adam)
+
+    def apart(parties: Parties) -> list[Tensor]:
+        elsewhere = parties.plays(1)
+        with (
+            AnotherDevice() if elsewhere else nullcontext(),
+            Session(parties.net, seed=5, device=DEVICE if elsewhere else "cpu"),
+        ):
+            made = [secret(x).payload for x in work()]
+            assert {payload.device.type for payload in made} == {DEVICE.type if elsewhere else "cpu"}
+            return [payload.cpu() for payload in made]
+
+    together = payloads(work)
+    results, transports = run_apart(apart, 5)
+    for rank, found in enumerate(results):
+        for whole, part in zip(together, found, strict=True):
+            assert torch.equal(part, whole[[rank, (rank + 1) % PARTIES]])
+    assert {payload.device.type for transport in transports for _, _, payload in transport.transcript} == {"cpu"}
+
+
 @devices
 def test_files_of_shares_are_the_same_whatever_they_are_loaded_to(device: torch.device | str) -> None:
     with there(device):
@@ -173,7 +204,7 @@ def test_the_pretended_device_refuses_what_a_real_one_does() -> None:
     with there(DEVICE) as session:
         x = public(session.parties, torch.arange(6).view(2, 3))[0]
         for wrong in (lambda: x @ x.t(), lambda: x + torch.ones(3), lambda: x.index_select(0, torch.tensor([1]))):
-            with pytest.raises(RuntimeError, match="same device|not implemented"):
+            with pytest.raises(RuntimeError, match=r"same device|not implemented"):
                 wrong()
         with pytest.raises((RuntimeError, TypeError)):
             x.numpy()
