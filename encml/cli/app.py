@@ -103,6 +103,9 @@ def train(
         Path | None,
         typer.Option("--output", "-o", metavar="FOLDER", help="For this party's shares, now and to go on with."),
     ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Start anew, even if this training was interrupted; at all parties.")
+    ] = False,
 ) -> None:
     """Train on encrypted data as one party, on a host of its own; the same command goes on with what was interrupted.
 
@@ -118,6 +121,7 @@ def train(
         rank=rank,
         data=data,
         output=output,
+        fresh=fresh,
     )
 
 

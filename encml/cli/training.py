@@ -36,7 +36,13 @@ def split(config_file: Path, assignments: Sequence[str], output: Path) -> None:
 
 
 def train(
-    config_file: Path, assignments: Sequence[str], cluster: Path, rank: int, data: Path | None, output: Path | None
+    config_file: Path,
+    assignments: Sequence[str],
+    cluster: Path,
+    rank: int,
+    data: Path | None,
+    output: Path | None,
+    fresh: bool,
 ) -> None:
     """Train as one party of a cluster, or go on with a training that was interrupted. Raises EncmlError."""
     config = _config(config_file, assignments)
@@ -45,9 +51,9 @@ def train(
     typer.echo(f"Party {rank} keeps its shares in {folder}; Ctrl-C stops it, the same command goes on.", err=True)
     if error_console.is_terminal:
         with BarDisplay(error_console) as bars:
-            _train(config, cluster, rank, data, folder, bars, done)
+            _train(config, cluster, rank, data, folder, bars, done, fresh)
     else:
-        _train(config, cluster, rank, data, folder, Display(), done)
+        _train(config, cluster, rank, data, folder, Display(), done, fresh)
     (end,) = done
     if end.accuracy:
         last = end.accuracy[-1]
@@ -67,6 +73,7 @@ def _train(
     folder: Path,
     display: Display,
     done: list[Done],
+    fresh: bool,
 ) -> None:
     watch = Watch(display)
 
@@ -76,7 +83,7 @@ def _train(
         watch.hear(event)
 
     display.phase("waiting for the other parties")
-    run_party(config, load_cluster(cluster), rank, data, folder, hear)
+    run_party(config, load_cluster(cluster), rank, data, folder, hear, fresh=fresh)
 
 
 def _config(config_file: Path, assignments: Sequence[str]) -> TrainingConfig:

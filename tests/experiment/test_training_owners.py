@@ -16,10 +16,12 @@ from encml.data import MnistData, to_float
 from encml.data.mnist import load_subset
 from encml.errors import DataError
 from encml.experiment.training.owners import (
+    check_part,
     count_right,
     cut,
     digest,
     owner_file,
+    public_digest,
     read_part,
     share_rows,
     used_data,
@@ -135,3 +137,80 @@ def test_only_how_many_are_right_is_found(secret_classes: bool) -> None:
     assert isinstance(right, SharedTensor)
     assert right.shape == ()
     assert int(right.reveal()) == 3
+
+
+ROWS = {"train_images": torch.zeros(4, 1, 28, 28), "train_labels": torch.arange(4)}
+BAND = {"train_images": torch.zeros(4, 280)}
+
+
+@pytest.mark.parametrize("kind", OWNERS)
+def test_what_was_cut_up_is_what_each_owns(kind: str, tmp_path: Path) -> None:
+    config, data = owned(tmp_path, OWNERS[kind])
+    for rank, part in enumerate(cut(config.data, data)):
+        check_part(config.data, rank, part, tested=True)
+
+
+def test_of_rows_and_columns_a_party_may_have_none(tmp_path: Path) -> None:
+    check_part(owned(tmp_path, OWNERS["rows"])[0].data, 1, {}, tested=True)
+    check_part(owned(tmp_path, OWNERS["columns"])[0].data, 2, {}, tested=True)
+    check_part(owned(tmp_path, OWNERS["columns"])[0].data, 1, {"train_labels": torch.arange(4)}, tested=False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "rank", "part", "problem"),
+    [
+        ("one", 2, {}, "party 2 has no train data, expected train_images and train_labels"),
+        ("one", 0, ROWS, "party 0 has train_images and train_labels, expected no train data"),
+        ("one", 2, {**ROWS, "train_labels": torch.arange(5)}, "4 train_images, 5 train_labels; expected as many"),
+        ("rows", 0, {"train_labels": torch.arange(4)}, "party 0 has train_labels, expected train_images and"),
+        ("rows", 0, {**ROWS, "train_labels": torch.tensor([0, 10, -1, 3])}, "classes 0 to 9, found 2 of 4 beyond"),
+        ("rows", 0, {**ROWS, "train_labels": torch.arange(4.0)}, "expected int64 of shape"),
+        ("rows", 0, {**ROWS, "train_images": torch.zeros(4, 784)}, r"shape \(n, 1, 28, 28\), found torch.float32"),
+        ("rows", 0, {**ROWS, "train_images": ROWS["train_images"].double()}, "float32 of shape .* found torch.float64"),
+        ("rows", 0, {"train_images": torch.tensor(1.0), "train_labels": torch.tensor(1)}, "expected float32 of shape"),
+        ("columns", 0, ROWS, "party 0 has train_images and train_labels, expected train_images:"),
+        ("columns", 1, BAND, "party 1 has train_images, expected train_images and train_labels"),
+        ("columns", 0, {"train_images": torch.zeros(4, 10, 28)}, r"shape \(n, columns\)"),
+        ("features_and_labels", 0, ROWS, "party 0 has train_images and train_labels, expected train_labels"),
+    ],
+)
+def test_what_an_owner_may_not_bring(
+    kind: str, rank: int, part: dict[str, Tensor], problem: str, tmp_path: Path
+) -> None:
+    config, _ = owned(tmp_path, OWNERS[kind])
+    with pytest.raises(DataError, match=problem):
+        check_part(config.data, rank, part, tested=False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "parts", "problem"),
+    [
+        (
+            "features_and_labels",
+            [{"train_labels": torch.arange(5)}, {"train_images": torch.zeros(4, 1, 28, 28)}, {}],
+            "4 images and 5 labels",
+        ),
+        ("columns", [BAND, {**BAND, "train_labels": torch.arange(4)}, {}], "560 columns, expected 784"),
+        ("rows", [{key: value[:0] for key, value in ROWS.items()}, {}, {}], "0 images and 0 labels"),
+    ],
+)
+def test_what_the_owners_bring_together_must_fit(
+    kind: str, parts: list[dict[str, Tensor]], problem: str, tmp_path: Path
+) -> None:
+    config, _ = owned(tmp_path, OWNERS[kind])
+    for rank, part in enumerate(parts):
+        check_part(config.data, rank, part, tested=False)
+    with pytest.raises(DataError, match=problem):
+        share_rows(config.data, "train", dict(enumerate(parts)), Session())
+
+
+def test_two_parties_can_tell_whether_their_public_data_are_the_same(tmp_path: Path) -> None:
+    config, data = owned(tmp_path, {"kind": "one", "party": 1}, "labels")
+    zero, one, two = cut(config.data, data)
+    first = public_digest(config.data, {0: zero})
+    assert first == public_digest(config.data, {1: one}) == public_digest(config.data, {2: two})
+    assert first != public_digest(config.data, {0: {**zero, "train_labels": zero["train_labels"].flip(0)}})
+    # Of what is secret nothing goes into it.
+    assert first == public_digest(config.data, {1: {**one, "train_images": torch.zeros(1)}})
+    secret, _ = owned(tmp_path, OWNERS["rows"])
+    assert public_digest(secret.data, {0: zero}) == public_digest(secret.data, {1: {}})

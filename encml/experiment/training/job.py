@@ -5,6 +5,7 @@ The loop is PyTorch's own; what is around it shares, reveals what the configurat
 
 from __future__ import annotations
 
+import io
 import json
 import time
 from collections.abc import Iterator, Mapping
@@ -16,12 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from encml.config.training import TrainingConfig
-from encml.errors import DataError
+from encml.errors import DataError, PrivacyError
+from encml.experiment.files import write_file
 from encml.experiment.folder import MODEL
 from encml.experiment.metrics import Privacy, operation_costs
 from encml.experiment.training.checkpoints import Checkpoints
 from encml.experiment.training.events import Accuracy, Done, Listener, Phase, Step
-from encml.experiment.training.owners import Part, Rows, count_right, share_rows
+from encml.experiment.training.owners import Part, Rows, check_part, count_right, public_digest, share_rows
 from encml.models import NETWORKS
 from encml.mpc.session import Session
 from encml.net.ledger import Cost
@@ -106,8 +108,8 @@ class _History:
 class TrainingJob:
     """One training, at the parties of ``session``; ``run`` it once.
 
-    parts: what the owners who live in this process have, by rank. about: see ``Checkpoints``. folder: of this process
-    alone; its shares lie there.
+    parts: what the owners who live in this process have, by rank. about, fresh: see ``Checkpoints``. folder: of this
+    process alone; its shares lie there.
     """
 
     def __init__(
@@ -118,9 +120,11 @@ class TrainingJob:
         folder: Path,
         tell: Listener,
         about: str,
+        *,
+        fresh: bool = False,
     ) -> None:
         self._config, self._session, self._parts = config, session, parts
-        self._folder, self._tell, self._about = folder, tell, about
+        self._folder, self._tell, self._about, self._fresh = folder, tell, about, fresh
         self._history = _History()
         self._booked: dict[str, Cost] = {}
 
@@ -128,7 +132,10 @@ class TrainingJob:
         """Share, train, test and save, telling what happens. Raises EncmlError."""
         config, session = self._config, self._session
         self._tell(Phase(text="sharing the data"))
-        checkpoints = Checkpoints(self._folder, session, self._parts, self._about)
+        for rank, part in self._parts.items():
+            check_part(config.data, rank, part, tested=config.reveal.accuracy != "never")
+        about = f"{self._about} {public_digest(config.data, self._parts)}"
+        checkpoints = Checkpoints(self._folder, session, self._parts, about, fresh=self._fresh)
         checkpoints.begin("share")
         train = share_rows(config.data, "train", self._parts, session)
         test = None
@@ -186,6 +193,11 @@ class TrainingJob:
         privacy, training = self._config.privacy, self._config.training
         if privacy is None:
             return None
+        if privacy.delta >= 1 / rows:
+            raise PrivacyError(
+                f"privacy.delta: {privacy.delta} is no protection for {rows} images: it allows one image to be "
+                f"published outright; choose it below 1 / {rows} = {1 / rows:.3g}"
+            )
         return PrivateTraining(
             model,
             optimizer,
@@ -207,7 +219,9 @@ class TrainingJob:
             save_trained_shares(model, torch.zeros(1, *train.images.shape[1:]), self._folder / MODEL)
         if self._config.reveal.model:
             weights = {name: secret.reveal() for name, secret in model.state_dict().items()}
-            torch.save(weights, self._folder / PLAIN)
+            buffer = io.BytesIO()
+            torch.save(weights, buffer)
+            write_file(self._folder / PLAIN, buffer.getvalue(), private=True)
         costs = self._history.costs
         self._tell(
             Done(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -112,6 +114,73 @@ def read_part(path: Path) -> dict[str, Tensor]:
     return part
 
 
+def check_part(config: TrainingData, rank: int, part: Part, *, tested: bool) -> None:
+    """Raise DataError where what party ``rank`` has is not what the configuration says that it owns.
+
+    tested: test data are needed, too.
+    """
+    owned = _owned(config, rank)
+    # Of rows, and of columns, a party may have none.
+    optional = {"rows": ("images", "labels"), "columns": ("images",)}.get(config.owners.kind, ())
+    for which in ("train", "test") if tested else ("train",):
+        found = {kind: part[f"{which}_{kind}"] for kind in ("images", "labels") if f"{which}_{kind}" in part}
+        half = len(found) == 1 and config.owners.kind == "rows"
+        lacking = [kind for kind in owned if kind not in found and (half or kind not in optional)]
+        if lacking or not found.keys() <= set(owned):
+            raise DataError(
+                f"party {rank} has {_listed(which, found)}, expected {_listed(which, owned)}: data.owners is "
+                f"{config.owners.kind}, public: {config.public}"
+            )
+        for kind, tensor in found.items():
+            _CHECKS[kind](config, f"party {rank}: {which}_{kind}", tensor)
+        rows = [len(tensor) for tensor in found.values()]
+        if rows and min(rows) < max(rows):
+            raise DataError(f"party {rank}: {rows[0]} {which}_images, {rows[1]} {which}_labels; expected as many")
+
+
+def _owned(config: TrainingData, rank: int) -> tuple[str, ...]:
+    """Which of images and labels are in the file of party ``rank``."""
+    owners = config.owners
+    if isinstance(owners, OneOwner):
+        public = () if config.public == "nothing" else (config.public,)
+        return ("images", "labels") if rank == owners.party else public
+    if isinstance(owners, FeaturesAndLabels):
+        return {owners.features: ("images",), owners.labels: ("labels",)}.get(rank, ())
+    if isinstance(owners, JoinedRows):
+        return ("images", "labels")
+    return ("images", "labels") if rank == owners.labels else ("images",)
+
+
+def _listed(which: str, kinds: Iterable[str]) -> str:
+    return " and ".join(f"{which}_{kind}" for kind in kinds) or f"no {which} data"
+
+
+def _check_images(config: TrainingData, name: str, images: Tensor) -> None:
+    if isinstance(config.owners, JoinedColumns):
+        fits, shape = images.ndim == 2, "(n, columns)"
+    else:
+        fits, shape = tuple(images.shape[1:]) == _IMAGE, f"(n, {', '.join(map(str, _IMAGE))})"
+    if not fits or images.dtype != torch.float32:
+        raise DataError(f"{name}: expected float32 of shape {shape}, found {images.dtype} {tuple(images.shape)}")
+
+
+def _check_labels(config: TrainingData, name: str, labels: Tensor) -> None:
+    if labels.ndim != 1 or labels.dtype != torch.int64:
+        raise DataError(f"{name}: expected int64 of shape (n,), found {labels.dtype} {tuple(labels.shape)}")
+    outside = int(((labels < 0) | (labels >= CLASSES)).sum())
+    if outside:
+        raise DataError(f"{name}: expected classes 0 to {CLASSES - 1}, found {outside} of {len(labels)} beyond them")
+
+
+_CHECKS = {"images": _check_images, "labels": _check_labels}
+
+
+def public_digest(config: TrainingData, parts: Mapping[int, Part]) -> str:
+    """Tells whether two parties have the same public data; nothing of what is secret is in it."""
+    own = next(iter(parts.values()))
+    return digest({name: own[name] for name in own if name.endswith(config.public)}, b"").hex()
+
+
 def digest(part: Part, key: bytes) -> bytes:
     """What tells whether a part is the same as before, and nothing else to those who do not have ``key``."""
     whole = hashlib.blake2b(key=key, digest_size=32)
@@ -126,13 +195,29 @@ def share_rows(config: TrainingData, which: str, parts: Mapping[int, Part], sess
     """The ``which`` ("train" or "test") rows of all owners, of whom those in ``parts`` live in this process.
 
     Labels are shared as one-hot rows and as classes; each in the rounds of a joining, see ``encml.tensor.joining``.
+    Raises DataError, at every party, where images and labels do not fit together, or there are none.
     """
+    rows = _shared_rows(config, which, parts, session)
+    if not 0 < len(rows.images) == len(rows.classes):
+        raise DataError(
+            f"{which}: the owners together have {len(rows.images)} images and {len(rows.classes)} labels; expected as "
+            "many of each, and one at least"
+        )
+    return rows
+
+
+def _shared_rows(config: TrainingData, which: str, parts: Mapping[int, Part], session: Session) -> Rows:
     owners = config.owners
     found = {rank: part.get(f"{which}_images") for rank, part in parts.items()}
     classes = {rank: part.get(f"{which}_labels") for rank, part in parts.items()}
     public = config.public
     if isinstance(owners, JoinedColumns):
-        images: Tensor = join_columns(found, session=session).view(-1, *_IMAGE)
+        images: Tensor = join_columns(found, session=session)
+        if images.shape[1] != math.prod(_IMAGE):
+            raise DataError(
+                f"{which}: the owners together have {images.shape[1]} columns, expected {math.prod(_IMAGE)}"
+            )
+        images = images.view(-1, *_IMAGE)
     else:
         images = _public(found) if public == "images" else join_rows(found, session=session)
     if public == "labels":

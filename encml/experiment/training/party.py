@@ -15,7 +15,7 @@ import torch
 
 from encml.config import TrainingConfig, load_yaml
 from encml.config.cluster import ClusterConfig, load_cluster
-from encml.errors import EncmlError
+from encml.errors import ConfigError, EncmlError
 from encml.experiment.folder import digest
 from encml.experiment.training.events import Event, Listener
 from encml.experiment.training.job import TrainingJob
@@ -27,16 +27,30 @@ EVENTS_FILE = "events.jsonl"
 
 
 def run_party(
-    config: TrainingConfig, cluster: ClusterConfig, rank: int, data: Path | None, folder: Path, tell: Listener
+    config: TrainingConfig,
+    cluster: ClusterConfig,
+    rank: int,
+    data: Path | None,
+    folder: Path,
+    tell: Listener,
+    *,
+    fresh: bool = False,
 ) -> None:
     """Train as party ``rank`` of ``cluster``, with what ``data`` holds of this party's own, into ``folder``.
 
-    data: None for a party that owns nothing of it. Raises EncmlError.
+    data: None for a party that owns nothing of it. fresh: see ``Checkpoints``. Raises EncmlError.
     """
+    for key in ("fraction_bits", "comparison_bits"):
+        wanted, found = getattr(config.parties, key), getattr(cluster, key)
+        if wanted != found:
+            raise ConfigError(
+                f"parties.{key}: the experiment says {wanted}, the cluster file {found}: make them the same, the "
+                f"experiment's with --set parties.{key}={'null' if found is None else found}"
+            )
     torch.set_num_threads(cluster.threads)
     part = {} if data is None else read_part(data)
     with Session.from_cluster(cluster, rank) as session:
-        TrainingJob(config, session, {rank: part}, folder, tell, digest(config)).run()
+        TrainingJob(config, session, {rank: part}, folder, tell, digest(config), fresh=fresh).run()
 
 
 def main() -> int:
