@@ -157,7 +157,7 @@ def _parts(
     f, name = fraction_bits, "softmax"
     k, n = payload.shape[1:]
     if hidden is not None:
-        payload = torch.where(hidden, constant(parties, payload, lowest(f)), payload)
+        payload = torch.where(beside(payload, hidden), constant(parties, payload, lowest(f)), payload)
     # Differences of two numbers in the range have one bit more than those.
     group = k if 2 <= k <= _ALL_PAIRS else None
     largest = ordering.maximum(parties, payload, group=group, bits=64 - f, operation=name)
