@@ -156,6 +156,12 @@ def test_what_decides_the_messages_must_not_change(tmp_path: Path, monkeypatch: 
     assert torch.equal(masks(tmp_path), first)
 
 
+def test_a_folder_that_cannot_be_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(EncmlError, match="file/run: nothing can be kept here: Not a directory; choose another"):
+        masks(tmp_path / "file" / "run")
+
+
 def test_whoever_was_set_back_is_waited_for(tmp_path: Path) -> None:
     begun(tmp_path, 8, 12)
     begun_at: list[int] = []

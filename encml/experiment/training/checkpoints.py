@@ -34,7 +34,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from encml.errors import ConfigError, DataError, ProtocolError
+from encml.errors import ConfigError, DataError, EncmlError, ProtocolError
 from encml.experiment.files import remove_unfinished, write_file
 from encml.experiment.training.owners import Part, digest
 from encml.mpc.session import Session
@@ -70,8 +70,11 @@ class Checkpoints:
     def __init__(
         self, folder: Path, session: Session, parts: Mapping[int, Part], about: str, *, fresh: bool = False
     ) -> None:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        remove_unfinished(folder)
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            remove_unfinished(folder)
+        except OSError as error:
+            raise EncmlError(f"{folder}: nothing can be kept here: {error.strerror}; choose another --output") from None
         self._folder, self._session = folder, session
         parties = session.parties
         stored = None if fresh else self._read_roots()
