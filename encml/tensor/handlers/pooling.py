@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from encml.ring import kernels
+from encml.ring.devices import beside
 from encml.tensor.handlers.arithmetic import scale
 from encml.tensor.handlers.common import as_secret, by_public, session_of, wrap
 from encml.tensor.secret import Secret
@@ -73,7 +74,7 @@ def adaptive_average(dims: int) -> Handler:
         places, real, factors = _adaptive(x.shape[-dims:], output_size)
 
         def pool(terms: Tensor) -> Tensor:
-            return (kernels.look_up(terms, places) * real).flatten(-dims).sum(-1)
+            return (kernels.look_up(terms, places) * beside(terms, real)).flatten(-dims).sum(-1)
 
         return wrap(_times(secret(x).linear(pool), factors, fresh=True), x.dtype)
 
@@ -88,7 +89,7 @@ def adaptive_average_backward(dims: int) -> Handler:
         places, real, factors = _adaptive(size, gradient.shape[-dims:])
 
         def adjoint(terms: Tensor) -> Tensor:
-            return kernels.put_back(terms[(..., *(None,) * dims)] * real, places, size)
+            return kernels.put_back(terms[(..., *(None,) * dims)] * beside(terms, real), places, size)
 
         upstream = as_secret(gradient, session_of(gradient, x))
         return wrap(_times(upstream, factors).linear(adjoint), gradient.dtype)
