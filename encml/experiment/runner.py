@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from encml.config import ExperimentConfig
-from encml.data import MnistData, load_mnist, to_float
+from encml.data import FLOAT_RANGE, MnistData, load_mnist, to_float
 from encml.errors import ConfigError
 from encml.experiment.clock import Clock
 from encml.experiment.display import Display
@@ -74,7 +74,7 @@ def run_federated(folder: RunFolder, config: ExperimentConfig, display: Display,
     model = federation.runner.model.eval()
     with seconds.phase("Sharing the model"):
         display.phase("sharing the model")
-        folder.write_model(lambda path: save_model_shares(model, test_images[:1], path))
+        folder.write_model(lambda path: save_model_shares(model, test_images[:1], path, input_range=FLOAT_RANGE))
     inference = None
     if config.inference is not None:
         result = classify(
