@@ -236,6 +236,8 @@ class PrivateTraining:
     def _before_step(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if any(argument is not None for argument in (*args[1:], *kwargs.values())):
             raise PrivacyError("a step with a closure would use single examples more often than is accounted for")
+        # What came to the optimizer after this was made, or was frozen then, has gradients that nobody clips.
+        self._check_optimizer(optimizer)
         stray = [p for p in self._parameters if p.grad is not None and p.grad is not self._given.get(p)]
         if stray:
             self._capture.forget()
@@ -311,8 +313,8 @@ class PrivateTraining:
             for p in group["params"]:
                 if p.requires_grad and p not in known:
                     raise PrivacyError(
-                        f"the optimizer trains a parameter of shape {tuple(p.shape)} that is not the model's: its "
-                        "gradient would be neither clipped nor noisy"
+                        f"the optimizer trains a parameter of shape {tuple(p.shape)} that is not the model's, or was "
+                        "not trained when training was made private: its gradient would be neither clipped nor noisy"
                     )
 
 

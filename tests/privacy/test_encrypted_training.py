@@ -406,6 +406,25 @@ def test_shared_weights_half_frozen_layers_and_strangers_are_refused() -> None:
 
 
 @pytest.mark.usefixtures("session")
+@pytest.mark.parametrize("how", ["added", "thawed"])
+def test_what_is_trained_only_later_is_refused(how: str) -> None:
+    model = encml.share(nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2)))
+    if how == "thawed":
+        model[1].requires_grad_(False)
+    training, optimizer = private(model)
+    if how == "added":
+        model.append(encml.share(nn.Linear(2, 2)))
+        optimizer.add_param_group({"params": model[2].parameters()})
+    model.requires_grad_(True)
+    before = [p.detach().reveal() for p in model.parameters()]
+    model(encml.share(torch.ones(4, 3))).sum().backward()
+    with pytest.raises(PrivacyError, match="neither clipped nor noisy"):
+        optimizer.step()
+    assert training.steps == 0
+    assert all(torch.equal(p.detach().reveal(), old) for p, old in zip(model.parameters(), before, strict=True))
+
+
+@pytest.mark.usefixtures("session")
 @pytest.mark.parametrize(
     "settings",
     [
