@@ -94,6 +94,11 @@ class Session:
         """Rounds, bytes and seconds so far, by operation."""
         return self.parties.ledger
 
+    @property
+    def device(self) -> torch.device:
+        """Where payloads lie."""
+        return self.parties.device
+
     def rekey(self, context: bytes) -> None:
         """Begin all masks and public random choices anew: see ``Parties.rekey``. No communication."""
         self.parties.rekey(context)

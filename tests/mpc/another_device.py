@@ -92,7 +92,8 @@ def _worked_out(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     there = [tensor for tensor in tensors if isinstance(tensor, There)]
     moves = packet in (_ATEN._to_copy, _ATEN.copy_)
     if there and not moves:
-        if any(t.ndim for t in tensors if not isinstance(t, There)) and packet not in _INDEXING:
+        operands = tree_leaves((args[0], args[2:])) if packet in _INDEXING else tensors
+        if any(t.ndim for t in operands if isinstance(t, Tensor) and not isinstance(t, There)):
             raise RuntimeError(f"{func}: expected all tensors to be on the same device, found {DEVICE} and cpu")
         if packet in _NO_INTEGERS and not there[0].is_floating_point():
             raise RuntimeError(f"{func}: not implemented for integers on {DEVICE}")

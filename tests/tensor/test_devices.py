@@ -69,8 +69,9 @@ def data(*shape: int, seed: int = 1) -> Tensor:
 
 @devices
 def test_what_is_shared_lies_there_and_is_revealed_here(device: torch.device | str) -> None:
-    with there(device):
+    with there(device) as session:
         x = encml.share(torch.tensor([1.5, -2.0, 0.25]))
+        assert session.device == torch.device(device)
         assert secret(x).payload.device.type == torch.device(device).type
         assert x.device.type == "cpu"
         assert x.reveal().tolist() == encml.reveal(x, to=2).tolist() == [1.5, -2.0, 0.25]

@@ -1,6 +1,7 @@
 """Bilinear and linear maps over Z_2^64 that torch lacks, or lacks for int64, in plain wrap-around arithmetic.
 
-All tensors are int64. Products and sums wrap modulo 2^64, as the ring wants.
+All tensors are int64. Products and sums wrap modulo 2^64, as the ring wants. Tensors in the processor's memory are
+multiplied by compiled loops, others, wherever they lie, as ``encml.ring.kernels.anywhere`` says.
 """
 
 from encml.ring.kernels.adding import Adding

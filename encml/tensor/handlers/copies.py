@@ -117,7 +117,10 @@ def to_copy(
     """_to_copy: to float32, float64 or, from a comparison's result, to int64. The shares stay as they are."""
     target = supported_dtype(x, dtype or x.dtype)
     if device is not None and torch.device(device).type != x.device.type:
-        raise UnsupportedOperation(f"a SharedTensor stays on {x.device}; found a move to {device}")
+        raise UnsupportedOperation(
+            f"to PyTorch a SharedTensor stays on {x.device}; found a move to {device}. Where its shares lie is said "
+            "once, by Session(device=...)"
+        )
     kept = memory_format or torch.preserve_format
     held = secret(x)
     copied = held.linear(lambda terms: stack([term.clone(memory_format=kept) for term in terms]))
