@@ -156,6 +156,19 @@ def test_what_decides_the_messages_must_not_change(tmp_path: Path, monkeypatch: 
     assert torch.equal(masks(tmp_path), first)
 
 
+def test_two_runs_of_one_session_have_other_masks(tmp_path: Path) -> None:
+    """The same roots, configuration and data, but noise of their own."""
+    found = []
+    with Session() as session:
+        for name in ("one", "other"):
+            run = Checkpoints(tmp_path / name, session, dict(enumerate(PARTS)), "a test")
+            run.begin("train 0")
+            found.append(session.parties.zero((32,)))
+            found.append(torch.tensor([list(key) for key in run.noise_keys]))
+    assert not bool((found[0] == found[2]).any())
+    assert not torch.equal(found[1], found[3])
+
+
 def test_a_folder_that_cannot_be_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(EncmlError, match="file/run: nothing can be kept here: Not a directory; choose another"):

@@ -105,8 +105,18 @@ class Checkpoints:
             )
         roots = parties.roots
         digests = [digest(parts[rank], roots[(rank - 1) % PARTIES] + roots[rank]) for rank in parties.local]
-        inputs = parties.tell_all(torch.stack([_words(x) for x in digests]), "resume")
+        # Every run has a number of its own, so that two in one session, which have the same roots, have other masks.
+        run = [_words(fresh_key()) if stored is None or not goes_on else stored["run"][rank] for rank in parties.local]
+        told = parties.tell_all(
+            torch.stack([torch.cat([_words(x), y]) for x, y in zip(digests, run, strict=True)]), "resume"
+        )
+        inputs, runs = told[:, : len(told[0]) - 2].contiguous(), told[:, len(told[0]) - 2 :].contiguous()
         if goes_on and stored is not None:
+            if not torch.equal(stored["run"], runs):
+                raise ConfigError(
+                    f"{folder}: the parties go on from different runs: all need files of the same one; or start anew "
+                    "with --fresh at all parties"
+                )
             changed = [rank for rank in range(PARTIES) if not torch.equal(stored["inputs"][rank], inputs[rank])]
             if changed:
                 raise DataError(
@@ -118,8 +128,8 @@ class Checkpoints:
                 path.unlink()
             kept = {f"root-{stream}": _tensor(key) for stream, key in roots.items()}
             kept |= {f"noise-{rank}": _tensor(key) for rank, key in noise.items()}
-            write_file(folder / ROOTS, save({**kept, "inputs": inputs, "facts": facts}), private=True)
-        self._context = hashlib.blake2b(_bytes(facts) + _bytes(inputs)).digest()
+            write_file(folder / ROOTS, save({**kept, "inputs": inputs, "facts": facts, "run": runs}), private=True)
+        self._context = hashlib.blake2b(_bytes(facts) + _bytes(inputs) + _bytes(runs)).digest()
         self._noise = [noise[rank] for rank in parties.local]
 
     def begin(self, phase: str) -> None:
@@ -181,7 +191,7 @@ class Checkpoints:
             return None
         except (SafetensorError, OSError) as error:
             raise ConfigError(f"{path}: damaged ({type(error).__name__}): start anew with --fresh") from None
-        if not {"inputs", "facts"} <= stored.keys():
+        if not {"inputs", "facts", "run"} <= stored.keys():
             raise ConfigError(f"{path}: of another version of encml: start anew with --fresh")
         return stored
 
