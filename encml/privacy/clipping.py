@@ -38,6 +38,8 @@ from encml.mpc.parties import Parties
 from encml.mpc.sharing import public
 from encml.mpc.truncation import truncate_rows
 from encml.privacy.wraparound import SQUARE_BITS
+from encml.ring.devices import beside
+from encml.ring.kernels import matmul
 
 FACTOR_BITS = 20
 """Fraction bits of a clipping factor."""
@@ -76,7 +78,8 @@ def clipping_factors(
     # Beyond the last limit no bit is 1, so each table is read from its end.
     changes = torch.tensor([[here - above for here, above in itertools.pairwise(table)] for table in tables])
     last = [constant(parties, squares, table[-1]) for table in tables]
-    lift, k0, k1, k2, k3 = (total + end for total, end in zip((less @ changes.T).unbind(-1), last, strict=True))
+    found = matmul(less, beside(less, changes.T)).unbind(-1)
+    lift, k0, k1, k2, k3 = (total + end for total, end in zip(found, last, strict=True))
 
     v = multiply(parties, squares, lift, top - 1 - _BITS, _NAME)
     pair = torch.stack([v, k3], 1)
@@ -92,7 +95,7 @@ def weighted_sum(parties: Parties, factors: Tensor, vectors: Tensor) -> Tensor:
 
     Exact: the result carries the fraction bits of both. Mask the rows before anybody else sees one.
     """
-    return product(parties, torch.matmul, factors, vectors)
+    return product(parties, matmul, factors, vectors)
 
 
 def _check(bound: int, factor_bits: int, top: int) -> None:

@@ -51,6 +51,7 @@ from encml.privacy.clipping import clipping_factors
 from encml.privacy.grid import Grid
 from encml.privacy.layers import Layer
 from encml.privacy.wraparound import beyond
+from encml.ring.devices import beside
 from encml.ring.kernels import matmul
 
 _NAME = "per-example clipping"
@@ -180,7 +181,7 @@ def _dots(x: Tensor, y: Tensor) -> Tensor:
 
 def _gram(x: Tensor, y: Tensor) -> Tensor:
     """The upper triangles (N, G, T (T + 1) / 2) of x y' for x and y (N, G, T, K), row by row."""
-    products = torch.matmul(x, y.transpose(-1, -2))
+    products = matmul(x, y.transpose(-1, -2))
     i, j = torch.triu_indices(x.shape[-2], x.shape[-2])
     return products[..., i, j]
 
@@ -192,7 +193,7 @@ def _from_grams(parties: Parties, one: Captured, a: Tensor, e: Tensor, grid: Gri
         a = a + constant(parties, a, 1 << grid.activation_bits)
     i, j = torch.triu_indices(places, places)
     diagonal = i == j
-    rows = product(parties, _dots, a * torch.where(diagonal, 1, 2), e).sum(-1)
+    rows = product(parties, _dots, a * beside(a, torch.where(diagonal, 1, 2)), e).sum(-1)
     traces = (a[..., diagonal] + e[..., diagonal]).sum((-1, -2))
     # Each trace is off by less than T units, in each group.
     slack = one.layer.groups * places * (places + 2 * places)
@@ -202,7 +203,7 @@ def _from_grams(parties: Parties, one: Captured, a: Tensor, e: Tensor, grid: Gri
 def _whole(parties: Parties, one: Captured, grid: Grid) -> Tensor:
     """Each example's gradient of weight and bias, flat, as rows (P, N, d) at 2f fraction bits."""
     columns, rows = one.layer.columns(one.activations), one.layer.rows(one.errors)
-    weight = product(parties, lambda x, y: torch.matmul(y.transpose(-1, -2), x), columns, rows).flatten(2)
+    weight = product(parties, lambda x, y: matmul(y.transpose(-1, -2), x), columns, rows).flatten(2)
     if not one.layer.bias:
         return weight
     return torch.cat([weight, rows.sum(-2).flatten(2)[: parties.here] << grid.fraction_bits], 2)

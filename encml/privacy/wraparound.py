@@ -41,6 +41,7 @@ from encml.mpc.multiplication import and_bits
 from encml.mpc.parties import Parties
 from encml.mpc.sharing import public
 from encml.ring.bits import WORD
+from encml.ring.devices import beside
 from encml.ring.kernels import matmul
 from encml.ring.prg import KeyStream, fresh_key
 
@@ -74,7 +75,8 @@ def beyond(parties: Parties, vectors: Tensor, key: bytes) -> Tensor:
     count, dimension = vectors.shape[1:]
     if dimension > MAX_DIMENSION:
         raise InvalidTensor(f"vectors of {dimension} entries: the norm check is proven up to {MAX_DIMENSION}")
-    along = matmul(vectors.reshape(-1, dimension), directions(key, dimension)).view(len(vectors), count, DIRECTIONS)
+    ways = beside(vectors, directions(key, dimension))
+    along = matmul(vectors.reshape(-1, dimension), ways).view(len(vectors), count, DIRECTIONS)
     limit = public(parties, torch.full((count, DIRECTIONS), PROJECTION_LIMIT, dtype=torch.int64))
     # A value near 2^63 wraps one of the two differences and not the other; at least one is always negative.
     outside = negative(parties, torch.stack([limit - along, limit + along], 2), operation="norm check")
