@@ -125,10 +125,18 @@ class RevealConfig(Config):
 
     loss_every: Count | None = None
     """After every so many steps the loss of that step's batch; None: never."""
-    accuracy: Literal["never", "end", "epoch"] = "end"
-    """How many test images the model gets right."""
+    accuracy: Literal["never", "end", "epoch"] | Count = "end"
+    """How many test images the model gets right: never, at the end, and after each epoch or so many steps, too."""
     model: bool = False
     """The trained weights, at the end."""
+
+    def accuracy_after(self, step: int, steps: int, epoch: int) -> bool:
+        """Whether accuracy is revealed after ``step`` of ``steps`` steps, of which an epoch has ``epoch``."""
+        if step == steps:
+            return self.accuracy != "never"
+        if isinstance(self.accuracy, int):
+            return step % self.accuracy == 0
+        return self.accuracy == "epoch" and step % epoch == 0
 
 
 class TrainingPrivacy(PrivacyBudget):

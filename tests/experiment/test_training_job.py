@@ -206,6 +206,14 @@ def test_damaged_files_are_named(damage: Callable[[Path], None], tmp_path: Path)
         train(config, tmp_path / "run", parts)
 
 
+@pytest.mark.parametrize(
+    ("accuracy", "steps"), [("never", []), ("end", [12]), ("epoch", [5, 10, 12]), (4, [4, 8, 12]), (5, [5, 10, 12])]
+)
+def test_accuracy_is_revealed_after_these_steps(accuracy: object, steps: list[int], tmp_path: Path) -> None:
+    reveal = small_training(tmp_path, reveal={"accuracy": accuracy}).reveal
+    assert [step for step in range(1, 13) if reveal.accuracy_after(step, 12, 5)] == steps
+
+
 def test_every_row_is_used_once_an_epoch(tmp_path: Path) -> None:
     config = small_training(tmp_path, training={"epochs": 3, "batch_size": 16, "learning_rate": 0.1})
     assert steps_of(config, 60) == (3, 9)

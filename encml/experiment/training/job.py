@@ -174,7 +174,7 @@ class TrainingJob:
             self._tell(Step(step=step, steps=steps, seconds=time.perf_counter() - begun, since=first, loss=revealed))
             self._book("training")
             ends = step == steps or step % epoch == 0
-            if test is not None and (step == steps or (ends and config.reveal.accuracy == "epoch")):
+            if test is not None and config.reveal.accuracy_after(step, steps, epoch):
                 self._test(model, test, step)
             if ends or step % config.checkpoint_every == 0:
                 state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}

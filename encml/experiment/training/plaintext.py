@@ -39,7 +39,7 @@ def train_plainly(config: TrainingConfig, data: MnistData, told: Callable[[int, 
         optimizer.step()
         if every is not None and step % every == 0:
             losses.append((step, float(loss.detach())))
-        if step == steps or step % epoch == 0:
+        if step == steps or step % epoch == 0 or config.reveal.accuracy_after(step, steps, epoch):
             accuracy.append(_test(model, tests, classes, step))
         told(step, steps)
     return Plain(losses=tuple(losses), accuracy=tuple(accuracy), seconds=time.perf_counter() - begun)

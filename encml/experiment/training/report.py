@@ -91,7 +91,8 @@ def revealed_text(reveal: RevealConfig) -> str:
     if reveal.loss_every is not None:
         found.append("the loss of every step" if reveal.loss_every == 1 else f"every {reveal.loss_every}th step's loss")
     if reveal.accuracy != "never":
-        when = {"end": "at the end", "epoch": "after each epoch"}[reveal.accuracy]
+        known = {"end": "at the end", "epoch": "after each epoch"}
+        when = known.get(str(reveal.accuracy), f"after every {reveal.accuracy} steps")
         found.append(f"how many test images were right {when}")
     if reveal.model:
         found.append("the trained model")
