@@ -108,8 +108,8 @@ def _shared_by(
         if 0 not in shape
     }
     made = dict(zip(jobs, session.parties.together(*jobs.values()), strict=True))
-    here = session.parties.shares_here
-    return [made[r] if r in made else torch.zeros((here, *s), dtype=torch.int64) for r, s in shapes.items()]
+    empty = partial(torch.zeros, dtype=torch.int64, device=session.device)
+    return [made[r] if r in made else empty((session.parties.shares_here, *s)) for r, s in shapes.items()]
 
 
 # What each party brings ------------------------------------------------------------------------------------------
