@@ -53,7 +53,7 @@ class Grid:
         room = RANGE_BITS - math.log2(largest)
         if noise_multiplier:
             # A party's part is noise_multiplier * C / sqrt(2).
-            room = min(room, math.log2(MAX_VARIANCE * 2) / 2 - math.log2(noise_multiplier * max_grad_norm))
+            room = min(room, math.log2(MAX_VARIANCE * 2) / 2 - math.log2(noise_multiplier) - math.log2(max_grad_norm))
         factor_bits = min(MAX_FACTOR_BITS, math.floor(room - 1e-9) - 2 * fraction_bits)
         reach = min(MAX_REACH, 2 * factor_bits - 6)
         norm_bits = math.floor((SQUARE_BITS - 1 - reach) / 2 - math.log2(max_grad_norm))
