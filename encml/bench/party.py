@@ -6,8 +6,6 @@ Started by ``encml.bench.processes``; writes one line of JSON for every case, an
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 from pathlib import Path
 
 import torch
@@ -16,12 +14,11 @@ from encml.bench.cases import BY_NAME
 from encml.bench.measuring import measure, wait_for_all
 from encml.bench.records import PartyLine
 from encml.config.cluster import load_cluster
-from encml.errors import EncmlError
 from encml.mpc.session import Session
-from encml.serving.processes import end_with_stdin
+from encml.serving.processes import run_as_party
 
 
-def main() -> int:
+def main() -> None:
     """Run the cases, then wait until standard input ends; 1 after an error."""
     parser = argparse.ArgumentParser(prog="python -m encml.bench.party", description=__doc__)
     parser.add_argument("--config", required=True, help="the cluster file")
@@ -32,10 +29,10 @@ def main() -> int:
     parser.add_argument("--repeats", required=True, type=int)
     parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()
-    waiting = end_with_stdin() if arguments.stop_with_stdin else None
     config = load_cluster(arguments.config)
     torch.set_num_threads(config.threads)
-    try:
+
+    def work() -> None:
         with (arguments.results / f"party-{arguments.rank}.jsonl").open("w", encoding="utf-8") as file:
             for name in arguments.cases.split(","):
                 case = BY_NAME[name]
@@ -47,16 +44,9 @@ def main() -> int:
                     outcome = measure(case, session, arguments.quick, arguments.repeats)
                 file.write(PartyLine(name=name, outcome=outcome).model_dump_json() + "\n")
                 file.flush()
-    except EncmlError as error:
-        sys.stderr.write(f"{type(error).__name__}: {error}\n")
-        return 1
-    if waiting is not None:
-        waiting.join()
-    return 0
+
+    run_as_party(work, stop_with_stdin=arguments.stop_with_stdin)
 
 
 if __name__ == "__main__":
-    code = main()
-    sys.stderr.flush()
-    # Tearing PyTorch down takes a second.
-    os._exit(code)
+    main()

@@ -16,15 +16,15 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, NoReturn
 
 import yaml
 
 from encml.config.cluster import ClusterConfig, PartyConfig
-from encml.errors import ConfigError, PartyError, PartyTimeout
+from encml.errors import ConfigError, EncmlError, PartyError, PartyTimeout
 from encml.net.transport import PARTIES
 
 STOP_SECONDS = 10.0
@@ -202,6 +202,25 @@ class LocalParties:
 
     def _log(self, rank: int) -> Path:
         return Path(self._folder.name) / f"party-{rank}.log"
+
+
+def run_as_party(work: Callable[[], None], *, stop_with_stdin: bool) -> NoReturn:
+    """Do the work of a program that ``LocalParties`` runs, wait until standard input ends, and end this process.
+
+    The exit status is 1 after an EncmlError, which the log then ends with.
+    """
+    waiting = end_with_stdin() if stop_with_stdin else None
+    code = 0
+    try:
+        work()
+    except EncmlError as error:
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        code = 1
+    if waiting is not None and code == 0:
+        waiting.join()
+    sys.stderr.flush()
+    # Tearing PyTorch down takes a second.
+    os._exit(code)
 
 
 def end_with_stdin() -> threading.Thread:

@@ -7,21 +7,19 @@ input does.
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 from pathlib import Path
 
 import torch
 
 from encml.config import TrainingConfig, load_yaml
 from encml.config.cluster import ClusterConfig, load_cluster
-from encml.errors import ConfigError, EncmlError
+from encml.errors import ConfigError
 from encml.experiment.folder import digest
 from encml.experiment.training.events import Event, Listener
 from encml.experiment.training.job import TrainingJob
 from encml.experiment.training.owners import read_part
 from encml.mpc.session import Session
-from encml.serving.processes import end_with_stdin
+from encml.serving.processes import run_as_party
 
 EVENTS_FILE = "events.jsonl"
 
@@ -53,7 +51,7 @@ def run_party(
         TrainingJob(config, session, {rank: part}, folder, tell, digest(config), fresh=fresh).run()
 
 
-def main() -> int:
+def main() -> None:
     """Train, then wait until standard input ends; 1 after an error."""
     parser = argparse.ArgumentParser(prog="python -m encml.experiment.training.party", description=__doc__)
     parser.add_argument("--config", required=True, help="the cluster file")
@@ -63,10 +61,10 @@ def main() -> int:
     parser.add_argument("--data", required=True, type=Path, help="folder with owner-RANK.safetensors")
     parser.add_argument("--results", required=True, type=Path, help="folder in which party-RANK is this party's own")
     arguments = parser.parse_args()
-    waiting = end_with_stdin() if arguments.stop_with_stdin else None
     own = arguments.results / f"party-{arguments.rank}"
     own.mkdir(mode=0o700, parents=True, exist_ok=True)
-    try:
+
+    def work() -> None:
         with (own / EVENTS_FILE).open("w", encoding="utf-8") as file:
 
             def tell(event: Event) -> None:
@@ -81,16 +79,9 @@ def main() -> int:
                 own,
                 tell,
             )
-    except EncmlError as error:
-        sys.stderr.write(f"{type(error).__name__}: {error}\n")
-        return 1
-    if waiting is not None:
-        waiting.join()
-    return 0
+
+    run_as_party(work, stop_with_stdin=arguments.stop_with_stdin)
 
 
 if __name__ == "__main__":
-    code = main()
-    sys.stderr.flush()
-    # Tearing PyTorch down takes a second.
-    os._exit(code)
+    main()
